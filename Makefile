@@ -1,0 +1,37 @@
+# Thin: every command here is one that can be typed.
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: run test check fix clean
+
+run: $(INSTALLED)  ## Install what is needed and start the whole service in the foreground.
+	@$(BIN)/dreamforge up
+
+test: $(INSTALLED)  ## Run every test, on ports and folders of their own.
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED)  ## Style, format, types, import contracts.
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/lint-imports
+	@$(BIN)/basedpyright
+
+fix: $(INSTALLED)  ## Mend what can be mended.
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:  ## Remove the virtual environment. Data stay in .dreamforge.
+	rm -rf $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v == (3, 11) else "Dream Forge needs Python 3.11; %s is %d.%d. Try: make $(MAKECMDGOALS) PYTHON=python3.11" % (sys.executable, *v))'
+	@echo "Installing into $(VENV) (about 1.5 GB; a few minutes the first time)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt hatchling editables
+	@$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -c constraints.txt \
+		-e '.[gpu-node,embedded,dev]' | sed -un 's/^Collecting \([^ ]*\).*/  \1/p; s/^Installing.*/Unpacking/p'
+	@touch $@

@@ -1,0 +1,1 @@
+"""Entry points, one small file for each kind of process. They read the settings and hand values on."""

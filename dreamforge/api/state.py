@@ -1,0 +1,48 @@
+"""What the routes work with, built once for each replica and handed to them."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from fastapi import Depends, Request
+from sqlalchemy.ext.asyncio import AsyncEngine
+
+from dreamforge.blobs import Blobs
+from dreamforge.jobs.job import Lane
+from dreamforge.queue import TicketQueue, connect
+from dreamforge.store.jobs import JobStore
+from dreamforge.store.models import ModelStore
+
+
+@dataclass(frozen=True)
+class ApiRules:
+    """Settings of the API: what to do while Redis is away, bytes of a body, seconds of a presigned URL."""
+
+    redis_outage: Literal["accept", "reject"]
+    max_body: int
+    presign_ttl: int
+    heartbeat_seconds: float
+
+
+class ApiState:
+    """The stores of one replica."""
+
+    def __init__(self, *, engine: AsyncEngine, blobs: Blobs, redis_url: str, rules: ApiRules) -> None:
+        self.engine = engine
+        self.blobs = blobs
+        self.rules = rules
+        self.jobs = JobStore(engine=engine)
+        self.models = ModelStore(engine=engine)
+        self._redis = connect(redis_url)
+        self.tickets = {lane: TicketQueue(redis=self._redis, lane=lane) for lane in Lane}
+
+    async def close(self) -> None:
+        """Give every connection back."""
+        self._redis.close()
+        await self.engine.dispose()
+
+
+def _state(request: Request) -> ApiState:
+    return request.app.state.api
+
+
+State = Annotated[ApiState, Depends(_state)]

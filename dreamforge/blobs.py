@@ -1,0 +1,94 @@
+"""Objects in S3: the bytes of images. Any store that speaks S3 with SigV4 will do."""
+
+import io
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from urllib.parse import urlsplit
+
+import urllib3
+from minio import Minio
+from minio.error import MinioException, S3Error
+from urllib3.exceptions import HTTPError
+
+from dreamforge.errors import StorageUnavailable
+
+_CONNECT_TIMEOUT = 2.0
+
+
+@dataclass(frozen=True)
+class BlobSettings:
+    """Where the store is: ``endpoint`` as the service reaches it, ``public_endpoint`` as clients do."""
+
+    endpoint: str
+    public_endpoint: str
+    access_key: str
+    secret_key: str
+    bucket: str
+    region: str
+
+
+@contextmanager
+def _storage_errors() -> Generator[None]:
+    try:
+        yield
+    except S3Error as error:
+        raise StorageUnavailable(f"The object store answered {error.code}.", details={"code": error.code}) from error
+    except (MinioException, HTTPError, OSError) as error:
+        raise StorageUnavailable from error
+
+
+def _client(settings: BlobSettings, endpoint: str, *, read_timeout: float) -> Minio:
+    parts = urlsplit(endpoint)
+    return Minio(
+        parts.netloc,
+        access_key=settings.access_key,
+        secret_key=settings.secret_key,
+        secure=parts.scheme == "https",
+        # Without a region the client asks the server for one, even to sign a URL.
+        region=settings.region,
+        http_client=urllib3.PoolManager(
+            timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=read_timeout), retries=False, maxsize=8
+        ),
+    )
+
+
+class Blobs:
+    """One private bucket. Raises ``StorageUnavailable`` when the store is away or refuses."""
+
+    def __init__(self, settings: BlobSettings, *, read_timeout: float = 60.0) -> None:
+        self._bucket = settings.bucket
+        self._region = settings.region
+        self._client = _client(settings, settings.endpoint, read_timeout=read_timeout)
+        # A presigned URL signs the host, so it is made for the address that clients use.
+        self._public = _client(settings, settings.public_endpoint, read_timeout=read_timeout)
+
+    def ensure_bucket(self) -> None:
+        """Make the bucket when it is not there."""
+        with _storage_errors():
+            if not self._client.bucket_exists(self._bucket):
+                self._client.make_bucket(self._bucket, location=self._region)
+
+    def put(self, key: str, data: bytes, *, content_type: str) -> None:
+        """Store an object, whole."""
+        with _storage_errors():
+            self._client.put_object(self._bucket, key, io.BytesIO(data), length=len(data), content_type=content_type)
+
+    def presign(self, key: str, *, ttl: int, content_type: str, filename: str) -> str:
+        """A URL that reads the object for ``ttl`` seconds, without asking the store."""
+        return self._public.presigned_get_object(
+            self._bucket,
+            key,
+            expires=timedelta(seconds=ttl),
+            response_headers={
+                "response-content-type": content_type,
+                "response-content-disposition": f'inline; filename="{filename}"',
+            },
+        )
+
+    def ping(self) -> None:
+        """Return when the store answers and the bucket is there."""
+        with _storage_errors():
+            if not self._client.bucket_exists(self._bucket):
+                raise StorageUnavailable(f"The bucket {self._bucket!r} does not exist.")

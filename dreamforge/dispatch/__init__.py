@@ -1,0 +1,1 @@
+"""Takes queued steps and has them run on Ray."""

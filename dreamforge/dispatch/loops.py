@@ -1,0 +1,57 @@
+"""The one shape of a background loop: a thread that does one thing again and again."""
+
+import logging
+import random
+import threading
+from collections.abc import Callable
+
+from dreamforge.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+_MOST_BACKOFF = 30.0
+
+
+class Loop:
+    """Calls ``once`` every ``interval`` seconds, with jitter, more rarely while a dependency is away."""
+
+    def __init__(self, *, name: str, interval: float, once: Callable[[], None]) -> None:
+        self.name = name
+        self._interval = interval
+        self._once = once
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        """Begin, with the first turn at once."""
+        self._thread.start()
+
+    @property
+    def is_alive(self) -> bool:
+        """False once the thread has ended, wanted or not."""
+        return self._thread.is_alive()
+
+    def end(self) -> None:
+        """Ask the loop to end after its present turn."""
+        self._ending.set()
+
+    def join(self, timeout: float) -> None:
+        """Wait for the end, ``timeout`` seconds at most."""
+        self._thread.join(timeout)
+
+    def _run(self) -> None:
+        pause = self._interval
+        while not self._ending.is_set():
+            pause = self._interval if self._turn() else min(pause * 2, _MOST_BACKOFF)
+            self._ending.wait(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
+
+    def _turn(self) -> bool:
+        try:
+            self._once()
+        except Unavailable as error:
+            log.warning("loop waits for a dependency", extra={"loop": self.name, "code": error.code})
+            return False
+        except Exception:
+            log.exception("loop failed", extra={"loop": self.name})
+            return False
+        return True

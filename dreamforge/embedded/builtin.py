@@ -1,0 +1,91 @@
+"""The built-in model: where nothing is installed, a tiny SDXL with random weights makes the service work at once."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+from uuid6 import uuid7
+
+from dreamforge.errors import ModelCorrupt
+from dreamforge.models.descriptor import ModelDescriptor, SizeRange, sdxl_schema
+from dreamforge.models.files import DESCRIPTOR_NAME, checkpoint_hash, hash_folder
+from dreamforge.settings import Settings
+from dreamforge.store.engine import open_engine
+from dreamforge.store.models import ModelRegistry, NewModel, NewModelFile
+
+NAME = "sdxl-tiny"
+VERSION = "1"
+NOTICE = (
+    "sdxl-tiny has random weights: it draws noise, to show that everything works. "
+    "Install a real SDXL model to draw pictures."
+)
+_SIZE = SizeRange(least=64, most=512, default=64)
+
+
+def install_if_empty(settings: Settings, database_url: str) -> str | None:
+    """Install `sdxl-tiny` where no model is installed, and rebuild its files where they are gone.
+
+    Returns the notice to show when the built-in model is what jobs will find.
+    """
+    engine = open_engine(database_url, application="dreamforge-up", pool_size=1)
+    try:
+        registry = ModelRegistry(engine=engine)
+        known = registry.local_path(name=NAME, version=VERSION)
+        if known is None and registry.has_any_installed():
+            return None
+        folder = settings.models_root / "sdxl" / f"{NAME}@{VERSION}"
+        if not (folder / DESCRIPTOR_NAME).is_file():
+            _build(folder)
+        if known is None:
+            registry.register(_registration(describe(folder), folder))
+        elif Path(known) != folder:
+            registry.move(name=NAME, version=VERSION, local_path=str(folder))
+        return NOTICE
+    finally:
+        engine.dispose()
+
+
+def describe(folder: Path) -> ModelDescriptor:
+    """The descriptor of the built model."""
+    files = hash_folder(folder)
+    return ModelDescriptor(
+        name=NAME,
+        version=VERSION,
+        kind="sdxl",
+        source_uri=f"builtin:{NAME}",
+        checkpoint_hash=checkpoint_hash(files),
+        parameters_schema=sdxl_schema(size=_SIZE, default_steps=4),
+        capabilities=("generate",),
+        files=files,
+        metadata={"description": NOTICE},
+    )
+
+
+def _build(folder: Path) -> None:
+    # A process of its own: torch stays out of this one.
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "dreamforge.runners.tiny", str(folder)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise ModelCorrupt(f"The built-in model could not be built: {result.stderr.strip()[-500:]}")
+    (folder / DESCRIPTOR_NAME).write_text(json.dumps(asdict(describe(folder)), indent=2))
+
+
+def _registration(descriptor: ModelDescriptor, folder: Path) -> NewModel:
+    return NewModel(
+        id=uuid7(),
+        name=descriptor.name,
+        kind=descriptor.kind,
+        version=descriptor.version,
+        checkpoint_hash=descriptor.checkpoint_hash,
+        source_uri=descriptor.source_uri,
+        local_path=str(folder),
+        parameters_schema=descriptor.parameters_schema,
+        capabilities=descriptor.capabilities,
+        metadata=descriptor.metadata,
+        files=tuple(NewModelFile(**asdict(file)) for file in descriptor.files),
+    )

@@ -1,0 +1,167 @@
+"""Every error Dream Forge gives a name to.
+
+    DreamForgeError                     internal
+    ├── RequestError                    the caller can mend it
+    │   ├── InvalidRequest              invalid_request
+    │   ├── UnknownModel                unknown_model
+    │   ├── ModelNotInstalled           model_not_installed
+    │   ├── ModelDisabled               model_disabled
+    │   ├── ModelIncompatible           model_incompatible
+    │   ├── NotFound                    not_found
+    │   └── BodyTooLarge                body_too_large
+    ├── Unavailable                     a dependency is away
+    │   ├── DatabaseUnavailable         database_unavailable
+    │   ├── QueueUnavailable            queue_unavailable
+    │   └── StorageUnavailable          storage_unavailable
+    ├── StepError                       a step ended badly
+    │   ├── ModelCorrupt                model_corrupt
+    │   ├── OutOfMemory                 oom
+    │   ├── RunnerCrashed               runner_crashed
+    │   ├── RunnerTimeout               runner_timeout
+    │   ├── GpuError                    gpu_error
+    │   ├── NoCapacity                  no_capacity
+    │   └── Cancelled                   cancelled
+    └── LeaseLost                       (never shown: a replaced attempt stops itself)
+
+Each leaf has a stable ``code``, the one clients see in the error envelope and in ``steps.error_json``. The HTTP
+status of a code is decided in ``dreamforge/api/errors.py``.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+
+class DreamForgeError(Exception):
+    """Something went wrong inside the service."""
+
+    code: ClassVar[str] = "internal"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        details: Mapping[str, Any] | None = None,
+        suggestions: Sequence[str] = (),
+    ) -> None:
+        self.message = message or (type(self).__doc__ or self.code).strip()
+        self.details = dict(details or {})
+        self.suggestions = tuple(suggestions)
+        super().__init__(self.message)
+
+
+class RequestError(DreamForgeError):
+    """The request cannot be served as it is."""
+
+
+class InvalidRequest(RequestError):
+    """The request is not valid; ``details.errors`` says where and why."""
+
+    code = "invalid_request"
+
+
+class UnknownModel(RequestError):
+    """No model has this id or name."""
+
+    code = "unknown_model"
+
+
+class ModelNotInstalled(RequestError):
+    """The model is known but its files are not installed."""
+
+    code = "model_not_installed"
+
+
+class ModelDisabled(RequestError):
+    """The model is installed but switched off."""
+
+    code = "model_disabled"
+
+
+class ModelIncompatible(RequestError):
+    """The model cannot do this type of job."""
+
+    code = "model_incompatible"
+
+
+class NotFound(RequestError):
+    """There is nothing here with this id."""
+
+    code = "not_found"
+
+
+class BodyTooLarge(RequestError):
+    """The request body is larger than the service accepts."""
+
+    code = "body_too_large"
+
+
+class Unavailable(DreamForgeError):
+    """Something the service depends on cannot be reached."""
+
+
+class DatabaseUnavailable(Unavailable):
+    """The database cannot be reached; try again in a few seconds."""
+
+    code = "database_unavailable"
+
+
+class QueueUnavailable(Unavailable):
+    """The queue cannot be reached; try again in a few seconds."""
+
+    code = "queue_unavailable"
+
+
+class StorageUnavailable(Unavailable):
+    """The object store cannot be reached; try again in a few seconds."""
+
+    code = "storage_unavailable"
+
+
+class StepError(DreamForgeError):
+    """A step ended badly."""
+
+
+class ModelCorrupt(StepError):
+    """The model's files are missing, unreadable or not what they should be."""
+
+    code = "model_corrupt"
+
+
+class OutOfMemory(StepError):
+    """The GPU has too little memory for this call."""
+
+    code = "oom"
+
+
+class RunnerCrashed(StepError):
+    """The runner process ended without a report."""
+
+    code = "runner_crashed"
+
+
+class RunnerTimeout(StepError):
+    """The step took longer than its time limit."""
+
+    code = "runner_timeout"
+
+
+class GpuError(StepError):
+    """The GPU reported an error."""
+
+    code = "gpu_error"
+
+
+class NoCapacity(StepError):
+    """No node could take the step in time."""
+
+    code = "no_capacity"
+
+
+class Cancelled(StepError):
+    """The step was cancelled."""
+
+    code = "cancelled"
+
+
+class LeaseLost(DreamForgeError):
+    """This attempt has been replaced; it must publish nothing more."""

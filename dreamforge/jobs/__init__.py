@@ -1,0 +1,1 @@
+"""What a job is: plain values and decisions, no I/O. Needs nothing but the standard library."""

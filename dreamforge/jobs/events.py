@@ -1,0 +1,222 @@
+"""Every event of a job: its code, its level and its payload.
+
+An event is written in the same transaction as the state it reports, with a ``seq`` that is dense per job.
+"""
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, ClassVar
+
+
+class Level(StrEnum):
+    """How loud an event is."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+class EventCode(StrEnum):
+    """The codes, as clients see them."""
+
+    JOB_QUEUED = "job.queued"
+    JOB_STARTED = "job.started"
+    JOB_CANCEL_REQUESTED = "job.cancel_requested"
+    JOB_SUCCEEDED = "job.succeeded"
+    JOB_FAILED = "job.failed"
+    JOB_CANCELLED = "job.cancelled"
+    STEP_STARTED = "step.started"
+    STEP_RETRYING = "step.retrying"
+    STEP_RESCUED = "step.rescued"
+    STEP_DEGRADED = "step.degraded"
+    STEP_SUCCEEDED = "step.succeeded"
+    STEP_FAILED = "step.failed"
+    STEP_CANCELLED = "step.cancelled"
+    MODEL_FETCHING = "model.fetching"
+    MODEL_LOADING = "model.loading"
+    MODEL_LOADED = "model.loaded"
+    ITEM_STARTED = "item.started"
+    ITEM_PROGRESS = "item.progress"
+    ITEM_PREVIEW = "item.preview"
+    ITEM_FINISHED = "item.finished"
+    ARTIFACT_CREATED = "artifact.created"
+    GPU_MEMORY = "gpu.memory"
+    LOG = "log"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Base of all events."""
+
+    code: ClassVar[EventCode]
+    level: ClassVar[Level] = Level.INFO
+
+    def payload(self) -> dict[str, Any]:
+        """The event's own fields, as JSON values."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class JobQueued(Event):
+    """``reason`` is `submitted` or `retry`."""
+
+    code: ClassVar[EventCode] = EventCode.JOB_QUEUED
+    reason: str
+
+
+@dataclass(frozen=True)
+class JobStarted(Event):
+    """The job's first step was claimed."""
+
+    code: ClassVar[EventCode] = EventCode.JOB_STARTED
+
+
+@dataclass(frozen=True)
+class JobSucceeded(Event):
+    """Every step succeeded."""
+
+    code: ClassVar[EventCode] = EventCode.JOB_SUCCEEDED
+    items_done: int
+
+
+@dataclass(frozen=True)
+class JobFailed(Event):
+    """A step failed for good; ``error`` is the job's error object."""
+
+    code: ClassVar[EventCode] = EventCode.JOB_FAILED
+    level: ClassVar[Level] = Level.ERROR
+    error: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StepStarted(Event):
+    """A runner is being started for the step on ``node``."""
+
+    code: ClassVar[EventCode] = EventCode.STEP_STARTED
+    step: str
+    attempt: int
+    node: str
+
+
+@dataclass(frozen=True)
+class StepRescued(Event):
+    """The step's dispatcher or node was lost, or it was put back on shutdown; it is queued again."""
+
+    code: ClassVar[EventCode] = EventCode.STEP_RESCUED
+    level: ClassVar[Level] = Level.WARNING
+    step: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class StepSucceeded(Event):
+    """The step is done."""
+
+    code: ClassVar[EventCode] = EventCode.STEP_SUCCEEDED
+    step: str
+
+
+@dataclass(frozen=True)
+class StepFailed(Event):
+    """The step is over without its result."""
+
+    code: ClassVar[EventCode] = EventCode.STEP_FAILED
+    level: ClassVar[Level] = Level.ERROR
+    step: str
+    error: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ModelLoading(Event):
+    """The runner loads the model."""
+
+    code: ClassVar[EventCode] = EventCode.MODEL_LOADING
+    model: str
+
+
+@dataclass(frozen=True)
+class ModelLoaded(Event):
+    """The model is ready after ``seconds``."""
+
+    code: ClassVar[EventCode] = EventCode.MODEL_LOADED
+    model: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ItemStarted(Event):
+    """An image is begun, with this seed."""
+
+    code: ClassVar[EventCode] = EventCode.ITEM_STARTED
+    item_index: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class ItemProgress(Event):
+    """``stage_progress`` within the stage and ``progress`` of the item, both in 0..1."""
+
+    code: ClassVar[EventCode] = EventCode.ITEM_PROGRESS
+    item_index: int
+    stage: str
+    stage_progress: float
+    progress: float
+
+
+@dataclass(frozen=True)
+class ArtifactCreated(Event):
+    """An image is stored and its row is written."""
+
+    code: ClassVar[EventCode] = EventCode.ARTIFACT_CREATED
+    item_index: int
+    artifact_id: str
+    size_bytes: int
+    checksum: str
+
+
+@dataclass(frozen=True)
+class ItemFinished(Event):
+    """The image is finished; ``timings`` are seconds by stage."""
+
+    code: ClassVar[EventCode] = EventCode.ITEM_FINISHED
+    item_index: int
+    seed: int
+    timings: dict[str, float]
+
+
+@dataclass(frozen=True)
+class GpuMemory(Event):
+    """A reading of the GPU's memory. ``phase`` is `before`, `peak` or `after`; bytes are None without a GPU."""
+
+    code: ClassVar[EventCode] = EventCode.GPU_MEMORY
+    phase: str
+    available: bool
+    message: str | None = None
+    gpu_uuid: str | None = None
+    used_bytes: int | None = None
+    total_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class GpuMemoryLeaked(GpuMemory):
+    """The memory did not come back to its level before the step."""
+
+    level: ClassVar[Level] = Level.ERROR
+    error_code: str = "gpu_memory_leaked"
+
+
+@dataclass(frozen=True)
+class RunnerLog(Event):
+    """A line from the runner. ``details`` may hold the end of its output."""
+
+    code: ClassVar[EventCode] = EventCode.LOG
+    message: str
+    details: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True)
+class RunnerWarning(RunnerLog):
+    """A line that should be seen."""
+
+    level: ClassVar[Level] = Level.WARNING

@@ -1,0 +1,222 @@
+"""The messages between a supervisor and its runner, and their bytes.
+
+A frame is a header and, for pixels, a payload::
+
+    2 bytes  magic "DF"
+    1 byte   protocol version
+    1 byte   zero
+    4 bytes  header length, big endian
+    4 bytes  payload length, big endian
+    header   UTF-8 JSON: {"type": "...", ...fields}
+    payload  raw bytes (only `item_drawn`: RGB, 8 bits a channel, row by row)
+
+One item goes like this: the supervisor sends `BeginItem` (the credit), the runner answers with `Progress` frames and
+one `ItemDrawn`. After `EndOfItems` the runner sends `StepDone`; after `Acknowledge` it leaves.
+"""
+
+import json
+import struct
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar
+
+PROTOCOL_VERSION = 1
+MAGIC = b"DF"
+PREFIX = struct.Struct("!2sBxII")
+MAX_HEADER = 1024 * 1024
+MAX_PAYLOAD = 256 * 1024 * 1024
+
+
+class FrameError(Exception):
+    """The other side sent something that is no frame of this protocol."""
+
+
+# Supervisor to runner.
+
+
+@dataclass(frozen=True)
+class PrepareStep:
+    """What to load and what to draw. ``device`` is a torch device, `cuda` or `cpu`; ``params`` the job's, resolved."""
+
+    type: ClassVar[str] = "prepare_step"
+    step: str
+    model_kind: str
+    model_path: str
+    device: str
+    params: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class BeginItem:
+    """The credit for one item."""
+
+    type: ClassVar[str] = "begin_item"
+    item_index: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class EndOfItems:
+    """No more credits will come."""
+
+    type: ClassVar[str] = "end_of_items"
+
+
+@dataclass(frozen=True)
+class Acknowledge:
+    """The supervisor has everything: the runner may leave."""
+
+    type: ClassVar[str] = "acknowledge"
+
+
+# Runner to supervisor.
+
+
+@dataclass(frozen=True)
+class Ready:
+    """The runner is up. ``versions`` maps package to version, `device_name` says what it computes on."""
+
+    type: ClassVar[str] = "ready"
+    pid: int
+    versions: dict[str, str]
+    device_name: str
+
+
+@dataclass(frozen=True)
+class ModelLoaded:
+    """The model is in memory; ``seconds`` it took."""
+
+    type: ClassVar[str] = "model_loaded"
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Progress:
+    """``stage_progress`` in 0..1 of one stage of one item."""
+
+    type: ClassVar[str] = "progress"
+    item_index: int
+    stage: str
+    stage_progress: float
+
+
+@dataclass(frozen=True)
+class ItemDrawn:
+    """One finished image: ``width * height * 3`` bytes of RGB. ``timings`` are seconds by stage."""
+
+    type: ClassVar[str] = "item_drawn"
+    item_index: int
+    seed: int
+    width: int
+    height: int
+    timings: dict[str, float]
+    pixels: bytes = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Log:
+    """A line for the job's log. ``level`` is debug, info, warning or error."""
+
+    type: ClassVar[str] = "log"
+    level: str
+    message: str
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """Every item is drawn. ``peak_memory`` is torch's peak of allocated device bytes, None on the CPU."""
+
+    type: ClassVar[str] = "step_done"
+    peak_memory: int | None
+
+
+@dataclass(frozen=True)
+class StepFailed:
+    """The runner gives up, with a failure code of ``dreamforge.errors``."""
+
+    type: ClassVar[str] = "step_failed"
+    code: str
+    message: str
+    details: dict[str, Any]
+    suggestions: list[str]
+    peak_memory: int | None
+
+
+Message = (
+    PrepareStep
+    | BeginItem
+    | EndOfItems
+    | Acknowledge
+    | Ready
+    | ModelLoaded
+    | Progress
+    | ItemDrawn
+    | Log
+    | StepDone
+    | StepFailed
+)
+
+_TYPES: dict[str, type[Message]] = {
+    kind.type: kind
+    for kind in (
+        PrepareStep,
+        BeginItem,
+        EndOfItems,
+        Acknowledge,
+        Ready,
+        ModelLoaded,
+        Progress,
+        ItemDrawn,
+        Log,
+        StepDone,
+        StepFailed,
+    )
+}
+
+
+def encode(message: Message) -> bytes:
+    """The bytes of one frame. Raises ``FrameError`` when it is over the limits."""
+    content = asdict(message)
+    payload: bytes = content.pop("pixels", b"")
+    header = json.dumps({"type": message.type, **content}, separators=(",", ":")).encode()
+    _check_lengths(len(header), len(payload))
+    return PREFIX.pack(MAGIC, PROTOCOL_VERSION, len(header), len(payload)) + header + payload
+
+
+def parse_prefix(prefix: bytes) -> tuple[int, int]:
+    """Header and payload length from the first ``PREFIX.size`` bytes. Raises ``FrameError``."""
+    magic, version, header_length, payload_length = PREFIX.unpack(prefix)
+    if magic != MAGIC:
+        raise FrameError(f"not a frame: it begins with {prefix[:2]!r}")
+    if version != PROTOCOL_VERSION:
+        raise FrameError(f"protocol version {version}, expected {PROTOCOL_VERSION}")
+    _check_lengths(header_length, payload_length)
+    return header_length, payload_length
+
+
+def decode(header: bytes, payload: bytes) -> Message:
+    """The message of one frame. Raises ``FrameError`` when it does not fit its type."""
+    try:
+        content = json.loads(header)
+        kind = _TYPES[content.pop("type")]
+        if kind is ItemDrawn:
+            content["pixels"] = payload
+        elif payload:
+            raise FrameError(f"a payload of {len(payload)} bytes on {kind.type}")
+        if content.keys() != {spec.name for spec in fields(kind)}:
+            raise FrameError(f"wrong fields on {kind.type}")
+        message = kind(**content)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FrameError(f"unreadable frame: {type(error).__name__}") from error
+    if isinstance(message, ItemDrawn):
+        _check_pixels(message)
+    return message
+
+
+def _check_pixels(message: ItemDrawn) -> None:
+    if len(message.pixels) != message.width * message.height * 3:
+        raise FrameError(f"{len(message.pixels)} bytes of pixels for {message.width}x{message.height}")
+
+
+def _check_lengths(header: int, payload: int) -> None:
+    if header > MAX_HEADER or payload > MAX_PAYLOAD:
+        raise FrameError(f"frame too large: header {header}, payload {payload} bytes")

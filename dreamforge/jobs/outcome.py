@@ -1,0 +1,60 @@
+"""How an attempt ended, and what follows from it."""
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from dreamforge.jobs.job import StepStatus
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error as clients see it: a code of ``dreamforge.errors``, a sentence, details, what to try."""
+
+    code: str
+    message: str
+    details: dict[str, Any] = field(default_factory=dict[str, Any])
+    suggestions: list[str] = field(default_factory=list[str])
+
+    def as_json(self) -> dict[str, Any]:
+        """The error object of jobs and steps."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What the supervisor reports last. ``failure`` is None when every item has its artifact."""
+
+    failure: Failure | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """The value stored in ``steps.outcome_json``."""
+        return {"failure": self.failure.as_json() if self.failure else None}
+
+    @staticmethod
+    def from_json(value: dict[str, Any]) -> "Outcome":
+        """Inverse of ``as_json``."""
+        failure = value.get("failure")
+        return Outcome(failure=Failure(**failure) if failure else None)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What becomes of the step."""
+
+    status: StepStatus
+    failure: Failure | None = None
+
+
+def decide(outcome: Outcome | None, *, items_missing: int) -> Verdict:
+    """What becomes of a step whose attempt has ended.
+
+    Artifacts decide before reports: when every item has its artifact the step has succeeded, whatever its process
+    said last. ``outcome`` is None when the supervisor vanished without a report.
+    """
+    if items_missing == 0:
+        return Verdict(StepStatus.SUCCEEDED)
+    if outcome is None:
+        return Verdict(StepStatus.FAILED, Failure("runner_crashed", "The step's process ended without a report."))
+    if outcome.failure is None:
+        return Verdict(StepStatus.FAILED, Failure("internal", f"{items_missing} images are missing after the step."))
+    return Verdict(StepStatus.FAILED, outcome.failure)

@@ -1,0 +1,218 @@
+"""Tickets on RQ: how Postgres' work wakes a dispatcher.
+
+A ticket says "there is work", not which: lost, doubled, reordered or forged tickets do no harm, because work is only
+ever claimed in Postgres. Each lane has one RQ queue and each worker listens on one queue: a worker on several loses
+jobs silently when it is killed (rq/rq#1716, rq/rq#2079).
+"""
+
+import logging
+import time
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+from rq import Queue
+from rq.job import Job
+from rq.serializers import JSONSerializer
+from rq.timeouts import TimerDeathPenalty
+from rq.worker import SimpleWorker
+
+from dreamforge.errors import QueueUnavailable
+from dreamforge.jobs.job import Lane
+
+TICKET_VERSION = 1
+TICKET_FUNCTION = "dreamforge.ticket"
+"""The only function name a ticket may carry. It is compared, never imported."""
+TICKET_TTL = 86_400
+"""Seconds after which an untaken ticket goes; its step stays due and gets another."""
+REQUEST_TIMEOUT = 0.5
+"""Seconds a request may wait for Redis."""
+QUEUE_NAMES = {Lane.GPU: "steps", Lane.IO: "downloads"}
+_POLL_SECONDS = 1
+_WORKER_TTL = 60
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """There is work; names the step that made it due, for the log."""
+
+    step_id: str
+    job_id: str
+    step: str
+    attempt: int
+    request_id: str
+    traceparent: str | None = None
+    v: int = TICKET_VERSION
+
+
+@contextmanager
+def _queue_errors() -> Generator[None]:
+    try:
+        yield
+    except RedisError as error:
+        raise QueueUnavailable from error
+
+
+def connect(redis_url: str, *, timeout: float = REQUEST_TIMEOUT) -> Redis:
+    """A client that gives up after ``timeout`` seconds and never repeats a command on its own."""
+    return Redis.from_url(
+        redis_url, socket_timeout=timeout, socket_connect_timeout=timeout, retry=Retry(NoBackoff(), 0)
+    )
+
+
+class TicketQueue:
+    """One lane's queue. Raises ``QueueUnavailable`` when Redis is away."""
+
+    def __init__(self, *, redis: Redis, lane: Lane) -> None:
+        self._redis = redis
+        self._queue = Queue(QUEUE_NAMES[lane], connection=redis, serializer=JSONSerializer)
+
+    def push(self, ticket: Ticket) -> None:
+        """Put a ticket into the queue."""
+        with _queue_errors():
+            self._queue.enqueue_call(
+                TICKET_FUNCTION,
+                kwargs=asdict(ticket),
+                timeout=-1,
+                result_ttl=0,
+                ttl=TICKET_TTL,
+                failure_ttl=TICKET_TTL,
+                description=f"{ticket.step} of job {ticket.job_id}",
+                job_id=f"{ticket.step_id}-{ticket.attempt}-{uuid.uuid4().hex[:8]}",
+            )
+
+    def is_empty(self) -> bool:
+        """True when no ticket waits."""
+        with _queue_errors():
+            return self._redis.llen(self._queue.key) == 0
+
+    def ping(self) -> None:
+        """Return when Redis answers."""
+        with _queue_errors():
+            self._redis.ping()
+
+
+class BrokenTicket(Exception):
+    """A message that is no ticket."""
+
+
+def parse_ticket(job: Job) -> Ticket:
+    """The ticket in an RQ message. Raises ``BrokenTicket``; nothing named in the message is ever imported."""
+    try:
+        function, arguments = job.func_name, job.kwargs
+        if function != TICKET_FUNCTION or job.args:
+            raise BrokenTicket(f"it asks for {str(function)[:80]!r}")
+        ticket = Ticket(**arguments)
+    except BrokenTicket:
+        raise
+    except Exception as error:
+        raise BrokenTicket(type(error).__name__) from error
+    if ticket.v != TICKET_VERSION:
+        raise BrokenTicket(f"version {ticket.v!r}")
+    return ticket
+
+
+class _TicketWorker(SimpleWorker):
+    """An RQ worker that takes tickets and runs nothing.
+
+    RQ's own way of running a message imports what the message names, and so do its callbacks, webhooks, maintenance
+    and remote commands. All of these are replaced.
+    """
+
+    death_penalty_class = TimerDeathPenalty
+    log_result_lifespan = False
+    max_connection_wait_time = 2.0
+
+    def __init__(self, *, queue: Queue, redis: Redis, on_ticket: Callable[[Ticket], None]) -> None:
+        super().__init__(
+            [queue],
+            connection=redis,
+            serializer=JSONSerializer,
+            log_job_description=False,
+            worker_ttl=_WORKER_TTL,
+        )
+        self._on_ticket = on_ticket
+
+    @property
+    def should_run_maintenance_tasks(self) -> bool:
+        return False
+
+    def subscribe(self) -> None:
+        """Listen to no remote commands."""
+
+    def unsubscribe(self) -> None:
+        """There is nothing to leave."""
+
+    def _install_signal_handlers(self) -> None:
+        """Signals belong to the process, and a slot is a thread."""
+
+    def procline(self, message: str) -> None:
+        """The process' title is not a slot's to set."""
+
+    def request_end(self) -> None:
+        """End the wait within a second."""
+        self._stop_requested = True
+
+    def dequeue_job_and_maintain_ttl(
+        self,
+        timeout: int | None,  # noqa: ARG002 - RQ's signature
+        max_idle_time: int | None = None,  # noqa: ARG002
+    ) -> tuple[Job, Queue] | None:
+        # RQ looks at its stop flag only between two messages.
+        while not self._stop_requested:
+            message = super().dequeue_job_and_maintain_ttl(_POLL_SECONDS, max_idle_time=_POLL_SECONDS)
+            if message is not None:
+                return message
+        return None
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Acknowledge the ticket, then hand it on."""
+        try:
+            ticket = parse_ticket(job)
+        except BrokenTicket as error:
+            log.warning("refused a broken ticket", extra={"ticket": job.id, "reason": str(error)})
+            self.handle_job_failure(job, queue, exc_string=f"not a ticket: {error}")
+            queue.intermediate_queue.remove(job.id)
+            return
+        with self.connection.pipeline() as pipeline:
+            pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
+            pipeline.delete(job.key)
+            pipeline.execute()
+        self._on_ticket(ticket)
+
+
+class TicketListener:
+    """Waits for tickets on one lane, in the thread that calls ``listen``."""
+
+    def __init__(self, *, redis_url: str, lane: Lane, on_ticket: Callable[[Ticket], None]) -> None:
+        self._redis_url = redis_url
+        self._lane = lane
+        self._on_ticket = on_ticket
+        self._ending = False
+        self._worker: _TicketWorker | None = None
+
+    def listen(self) -> None:
+        """Hand every ticket to ``on_ticket`` until ``end`` is called; outlasts Redis' absences."""
+        while not self._ending:
+            try:
+                # A connection of its own: RQ's worker raises the time limit of the pool it is given.
+                redis = connect(self._redis_url, timeout=5)
+                queue = Queue(QUEUE_NAMES[self._lane], connection=redis, serializer=JSONSerializer)
+                self._worker = _TicketWorker(queue=queue, redis=redis, on_ticket=self._on_ticket)
+                self._worker.work(logging_level="WARNING")
+            except RedisError as error:
+                log.warning("Redis is away", extra={"reason": str(error)[:200]})
+                time.sleep(1)
+
+    def end(self) -> None:
+        """Make ``listen`` return within about a second."""
+        self._ending = True
+        if self._worker is not None:
+            self._worker.request_end()

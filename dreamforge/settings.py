@@ -1,0 +1,90 @@
+"""All settings, read from ``DREAMFORGE_*`` environment variables. Nothing else reads the environment.
+
+Entry points (``deployments``, ``cli``, ``embedded``) build one ``Settings`` and hand plain values on.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+
+class Settings(BaseSettings):
+    """Settings of one process. Immutable; secrets are masked when printed."""
+
+    model_config = SettingsConfigDict(env_prefix="DREAMFORGE_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    data_dir: Path = Path(".dreamforge")
+    """Where `dreamforge up` keeps databases, images, keys and logs."""
+    models_dir: Path | None = None
+    """Where model files lie; `<data_dir>/models` when unset."""
+
+    host: str = "127.0.0.1"
+    port: int = Field(default=8700, ge=1, le=65535)
+    """Address of the HTTP API."""
+    postgres_port: int = Field(default=8701, ge=1, le=65535)
+    redis_port: int = Field(default=8702, ge=1, le=65535)
+    s3_port: int = Field(default=8703, ge=1, le=65535)
+    ray_port: int = Field(default=8704, ge=1, le=65535)
+    """The embedded Ray head's GCS port."""
+    dashboard_port: int = Field(default=8265, ge=1, le=65535)
+    gpus: int | None = Field(default=None, ge=0, le=64)
+    """GPUs the embedded Ray head offers. Unset: the NVIDIA GPUs found, else one logical GPU that runs on the CPU."""
+
+    database_url: SecretStr | None = None
+    """`postgresql://user:password@host:port/name`. Set: no embedded PostgreSQL is started."""
+    redis_url: SecretStr | None = None
+    """`redis://:password@host:port/0`. Set: no embedded Valkey is started."""
+    s3_endpoint: str | None = None
+    """`http://host:port` of the object store, as the service reaches it. Set: no embedded S3 server is started."""
+    s3_public_endpoint: str | None = None
+    """The same store as clients reach it; presigned URLs are signed for it. `s3_endpoint` when unset."""
+    s3_access_key: str | None = None
+    s3_secret_key: SecretStr | None = None
+    s3_bucket: str = "dreamforge"
+    s3_region: str = "us-east-1"
+    presign_ttl: int = Field(default=3600, ge=1, le=604800)
+    """Seconds a presigned URL stays valid (SigV4 allows seven days at most)."""
+
+    redis_outage: Literal["accept", "reject"] = "accept"
+    """What POST /v1/jobs does while Redis is away: accept (the job waits in Postgres) or answer 503."""
+    max_body: int = Field(default=1_048_576, ge=1024)
+    """Bytes of a request body."""
+
+    lease_seconds: float = Field(default=30.0, gt=0)
+    lease_renew_seconds: float = Field(default=5.0, gt=0)
+    heartbeat_seconds: float = Field(default=5.0, gt=0)
+    outbox_seconds: float = Field(default=1.0, gt=0)
+    drain_timeout: float = Field(default=8.0, ge=0)
+    """Seconds a stopping dispatcher waits for running steps before it puts them back into the queue."""
+    start_timeout: float = Field(default=600.0, gt=0)
+    """Seconds a step may wait for a GPU once it was handed to Ray."""
+    step_timeout: float = Field(default=3600.0, gt=0)
+    """Seconds a step may run when the job names no limit of its own."""
+    gpu_settle_seconds: float = Field(default=10.0, ge=0)
+    """How long to wait for GPU memory to come back after the runner has gone."""
+    gpu_tolerance_mib: int = Field(default=64, ge=0)
+
+    @model_validator(mode="after")
+    def _s3_keys_come_with_an_endpoint(self) -> Self:
+        if self.s3_endpoint and not (self.s3_access_key and self.s3_secret_key):
+            raise ValueError("DREAMFORGE_S3_ENDPOINT is set: set DREAMFORGE_S3_ACCESS_KEY and _S3_SECRET_KEY too")
+        return self
+
+    @property
+    def models_root(self) -> Path:
+        """Absolute folder of the installed models."""
+        return (self.models_dir or self.data_dir / "models").absolute()
+
+
+def load() -> Settings:
+    """Read the settings from the environment. Raises pydantic's ``ValidationError`` when a value is wrong."""
+    return Settings()
+
+
+def inherited_environment() -> Mapping[str, str]:
+    """The whole environment of this process, for those who start a child and decide what it may see."""
+    return dict(os.environ)  # noqa: TID251 - the one place

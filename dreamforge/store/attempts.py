@@ -1,0 +1,247 @@
+"""What a running attempt writes: its events, its items, its artifacts, its outcome. Every write is fenced."""
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Engine, Select, Update, bindparam, func, insert, select, text, update
+from sqlalchemy.dialects.postgresql import JSONB
+
+from dreamforge.errors import LeaseLost
+from dreamforge.jobs.events import ArtifactCreated, Event, ItemFinished, ItemProgress, ItemStarted, StepStarted
+from dreamforge.jobs.job import ItemStatus
+from dreamforge.jobs.outcome import Outcome
+from dreamforge.jobs.progress import Stage
+from dreamforge.store import events
+from dreamforge.store.engine import database_errors
+from dreamforge.store.fence import Fence, hold
+from dreamforge.store.tables import ArtifactRow, ItemRow, JobRow, ModelRow, StepRow
+
+_RENEW = text(
+    """
+    UPDATE steps SET lease_expires_at = now() + make_interval(secs => :lease_seconds)
+    FROM jobs
+    WHERE steps.id = :step_id AND steps.attempt = :attempt AND steps.lease_token = :lease_token
+      AND steps.status = 'running' AND jobs.id = steps.job_id
+    RETURNING jobs.cancel_requested_at IS NOT NULL AS cancel_requested
+    """
+)
+
+_RAISE_JOB_PROGRESS = text(
+    """
+    UPDATE jobs SET progress = GREATEST(progress, (
+        SELECT avg(items.progress) FROM items JOIN steps ON steps.id = items.step_id WHERE steps.job_id = jobs.id))
+    WHERE id = :job_id
+    """
+)
+
+_COUNT_ITEM_DONE = text("UPDATE jobs SET items_done = items_done + 1 WHERE id = :job_id")
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """The model a step draws with. ``local_path`` is the registry's, absolute."""
+
+    id: uuid.UUID
+    name: str
+    kind: str
+    checkpoint_hash: str | None
+    local_path: str | None
+
+
+@dataclass(frozen=True)
+class StepItem:
+    """An item that has no artifact yet. ``seed`` is set when an earlier attempt had begun it."""
+
+    index: int
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """Everything an attempt needs to know about its step. ``items`` are those still to be made."""
+
+    step: str
+    user_id: str
+    params: dict[str, Any]
+    options: dict[str, Any]
+    model: StepModel | None
+    items: tuple[StepItem, ...]
+
+
+@dataclass(frozen=True)
+class NewArtifact:
+    """A stored image. ``checksum`` is the sha256 of its bytes in hex; ``timings`` are seconds by stage."""
+
+    id: uuid.UUID
+    item_index: int
+    format: str
+    width: int
+    height: int
+    seed: int
+    s3_key: str
+    size_bytes: int
+    checksum: str
+    metadata: dict[str, Any]
+    timings: dict[str, float]
+
+
+class AttemptStore:
+    """One attempt's writes. Each raises ``LeaseLost`` when the attempt was replaced and ``DatabaseUnavailable``."""
+
+    def __init__(self, *, engine: Engine, fence: Fence) -> None:
+        self._engine = engine
+        self._fence = fence
+
+    def renew(self, *, lease_seconds: float) -> bool:
+        """Renew the lease, even one that has run out. True when the job's cancel was requested."""
+        values = {**self._fence.values(), "lease_seconds": lease_seconds}
+        with database_errors(), self._engine.begin() as connection:
+            row = connection.execute(_RENEW, values).first()
+        if row is None:
+            raise LeaseLost(f"attempt {self._fence.attempt} of step {self._fence.step_id} was replaced")
+        return bool(row.cancel_requested)
+
+    def load_call(self) -> StepCall:
+        """The step's call, with the items that have no artifact yet."""
+        with database_errors(), self._engine.begin() as connection:
+            hold(connection, self._fence)
+            row = connection.execute(_call_of(self._fence.step_id)).one()
+            items = connection.execute(_missing_items(self._fence.step_id)).all()
+        return StepCall(
+            step=row.step,
+            user_id=row.user_id,
+            params=row.params_json,
+            options=row.options_json,
+            model=StepModel(row.id, row.name, row.kind, row.checkpoint_hash, row.local_path) if row.id else None,
+            items=tuple(StepItem(index=item.item_index, seed=item.seed) for item in items),
+        )
+
+    def start(self, event: StepStarted, *, metadata: dict[str, Any]) -> None:
+        """The supervisor has taken over: from here the lease is its own."""
+        with database_errors(), self._engine.begin() as connection:
+            hold(connection, self._fence)
+            connection.execute(self._step_update().values(started_at=func.now(), metadata_json=_merged(metadata)))
+            self._append(connection, event)
+
+    def record(self, event: Event) -> None:
+        """Write an event that changes nothing else."""
+        with database_errors(), self._engine.begin() as connection:
+            hold(connection, self._fence)
+            self._append(connection, event)
+
+    def begin_item(self, event: ItemStarted) -> None:
+        """Write the seed an item is drawn with, just before it begins."""
+        with database_errors(), self._engine.begin() as connection:
+            hold(connection, self._fence)
+            connection.execute(
+                self._item_update(event.item_index).values(
+                    status=ItemStatus.RUNNING,
+                    seed=event.seed,
+                    stage=Stage.ENCODE_PROMPT,
+                    started_at=func.coalesce(ItemRow.started_at, func.now()),
+                )
+            )
+            self._append(connection, event)
+
+    def record_progress(self, event: ItemProgress) -> None:
+        """Raise the item's and the job's progress; they never go down."""
+        with database_errors(), self._engine.begin() as connection:
+            hold(connection, self._fence)
+            connection.execute(
+                self._item_update(event.item_index).values(
+                    stage=event.stage, progress=func.greatest(ItemRow.progress, event.progress)
+                )
+            )
+            connection.execute(_RAISE_JOB_PROGRESS, {"job_id": self._fence.job_id})
+            self._append(connection, event)
+
+    def publish(self, new: NewArtifact) -> None:
+        """Finish an item: its artifact, its row, the job's counts and its events, in one transaction."""
+        created = ArtifactCreated(
+            item_index=new.item_index,
+            artifact_id=str(new.id),
+            size_bytes=new.size_bytes,
+            checksum=f"sha256:{new.checksum}",
+        )
+        saved = ItemProgress(item_index=new.item_index, stage=Stage.SAVE, stage_progress=1.0, progress=1.0)
+        finished = ItemFinished(item_index=new.item_index, seed=new.seed, timings=new.timings)
+        with database_errors(), self._engine.begin() as connection:
+            hold(connection, self._fence)
+            connection.execute(insert(ArtifactRow).values(self._artifact_values(new)))
+            connection.execute(
+                self._item_update(new.item_index).values(
+                    status=ItemStatus.SUCCEEDED, progress=1.0, stage=Stage.SAVE, finished_at=func.now()
+                )
+            )
+            connection.execute(_COUNT_ITEM_DONE, {"job_id": self._fence.job_id})
+            connection.execute(_RAISE_JOB_PROGRESS, {"job_id": self._fence.job_id})
+            for event in (saved, created, finished):
+                self._append(connection, event)
+
+    def report(self, outcome: Outcome, *, metadata: dict[str, Any]) -> None:
+        """The attempt's last write: how it ended."""
+        with database_errors(), self._engine.begin() as connection:
+            hold(connection, self._fence)
+            connection.execute(
+                self._step_update().values(outcome_json=outcome.as_json(), metadata_json=_merged(metadata))
+            )
+
+    def _append(self, connection: Connection, event: Event) -> None:
+        fence = self._fence
+        connection.execute(*events.append(event, job_id=fence.job_id, step_id=fence.step_id, attempt=fence.attempt))
+
+    def _step_update(self) -> Update:
+        return update(StepRow).where(StepRow.id == self._fence.step_id)
+
+    def _item_update(self, item_index: int) -> Update:
+        return update(ItemRow).where(ItemRow.step_id == self._fence.step_id, ItemRow.item_index == item_index)
+
+    def _artifact_values(self, new: NewArtifact) -> dict[str, Any]:
+        return {
+            "id": new.id,
+            "job_id": self._fence.job_id,
+            "step_id": self._fence.step_id,
+            "item_index": new.item_index,
+            "attempt": self._fence.attempt,
+            "format": new.format,
+            "width": new.width,
+            "height": new.height,
+            "seed": new.seed,
+            "s3_key": new.s3_key,
+            "size_bytes": new.size_bytes,
+            "checksum": new.checksum,
+            "metadata_json": new.metadata,
+        }
+
+
+def _call_of(step_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
+    return (
+        select(
+            StepRow.name.label("step"),
+            JobRow.user_id,
+            JobRow.params_json,
+            JobRow.options_json,
+            ModelRow.id,
+            ModelRow.name,
+            ModelRow.kind,
+            ModelRow.checkpoint_hash,
+            ModelRow.local_path,
+        )
+        .join(JobRow, JobRow.id == StepRow.job_id)
+        .outerjoin(ModelRow, ModelRow.id == JobRow.model_id)
+        .where(StepRow.id == step_id)
+    )
+
+
+def _missing_items(step_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
+    made = select(ArtifactRow.item_index).where(ArtifactRow.step_id == step_id)
+    return (
+        select(ItemRow.item_index, ItemRow.seed)
+        .where(ItemRow.step_id == step_id, ItemRow.item_index.not_in(made))
+        .order_by(ItemRow.item_index)
+    )
+
+
+def _merged(metadata: dict[str, Any]) -> ColumnElement[Any]:
+    return StepRow.metadata_json.concat(bindparam(None, metadata, type_=JSONB, unique=True))

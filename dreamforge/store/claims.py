@@ -1,0 +1,135 @@
+"""Claims and leases: what the dispatcher writes about a step."""
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Engine, text, update
+
+from dreamforge.jobs.events import JobStarted, StepRescued
+from dreamforge.jobs.job import JobStatus, Lane, StepStatus, legal_predecessors
+from dreamforge.store import events
+from dreamforge.store.engine import database_errors
+from dreamforge.store.fence import Fence, hold
+from dreamforge.store.tables import JobRow, StepRow
+
+_CLAIM = text(
+    """
+    WITH best AS (
+        SELECT steps.id, jobs.id AS job_id, jobs.status AS job_status, jobs.options_json, jobs.request_id
+        FROM jobs JOIN steps ON steps.job_id = jobs.id
+        WHERE steps.status = 'queued' AND steps.lane = :lane
+          AND (steps.next_attempt_at IS NULL OR steps.next_attempt_at <= now())
+          AND jobs.status IN ('queued', 'running') AND jobs.cancel_requested_at IS NULL
+        ORDER BY CASE jobs.priority WHEN 'high' THEN 0 WHEN 'normal' THEN 1 ELSE 2 END, jobs.created_at, jobs.id
+        LIMIT 1
+        FOR UPDATE OF jobs, steps SKIP LOCKED
+    )
+    UPDATE steps SET status = 'running', attempt = attempt + 1, lease_token = :lease_token,
+        lease_expires_at = now() + make_interval(secs => :lease_seconds),
+        next_attempt_at = NULL, started_at = NULL, finished_at = NULL, outcome_json = NULL, error_json = NULL
+    FROM best WHERE steps.id = best.id
+    RETURNING steps.id, steps.name, steps.attempt, best.job_id, best.job_status, best.options_json, best.request_id
+    """
+)
+
+_RENEW_UNSTARTED = text(
+    """
+    UPDATE steps SET lease_expires_at = now() + make_interval(secs => :lease_seconds)
+    WHERE id = :step_id AND attempt = :attempt AND lease_token = :lease_token
+      AND status = 'running' AND started_at IS NULL
+    """
+)
+
+_DUE = text(
+    """
+    SELECT steps.id, steps.job_id, steps.name, steps.attempt, jobs.request_id
+    FROM steps JOIN jobs ON jobs.id = steps.job_id
+    WHERE steps.status = 'queued' AND steps.lane = :lane AND jobs.cancel_requested_at IS NULL
+      AND (steps.next_attempt_at IS NULL OR steps.next_attempt_at <= now())
+    ORDER BY jobs.created_at LIMIT :limit
+    """
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A step that is ours to run now. ``options`` are the job's."""
+
+    fence: Fence
+    name: str
+    options: dict[str, Any]
+    request_id: str
+
+
+@dataclass(frozen=True)
+class DueStep:
+    """A queued step that nobody has claimed."""
+
+    step_id: uuid.UUID
+    job_id: uuid.UUID
+    name: str
+    attempt: int
+    request_id: str
+
+
+class ClaimStore:
+    """Steps, for the dispatcher. Raises ``DatabaseUnavailable`` when Postgres is away."""
+
+    def __init__(self, *, engine: Engine) -> None:
+        self._engine = engine
+
+    def claim(self, *, lane: Lane, lease_token: uuid.UUID, lease_seconds: float) -> Claim | None:
+        """Take the best due step, or None. Only here is an attempt raised."""
+        values = {"lane": lane, "lease_token": lease_token, "lease_seconds": lease_seconds}
+        with database_errors(), self._engine.begin() as connection:
+            row = connection.execute(_CLAIM, values).first()
+            if row is None:
+                return None
+            fence = Fence(job_id=row.job_id, step_id=row.id, attempt=row.attempt, lease_token=lease_token)
+            if row.job_status == JobStatus.QUEUED:
+                _start_job(connection, fence)
+        return Claim(fence=fence, name=row.name, options=row.options_json, request_id=row.request_id)
+
+    def renew_unstarted(self, fence: Fence, *, lease_seconds: float) -> bool:
+        """Renew the lease until the supervisor has taken over; False from then on, or when the lease is lost."""
+        with database_errors(), self._engine.begin() as connection:
+            result = connection.execute(_RENEW_UNSTARTED, {**fence.values(), "lease_seconds": lease_seconds})
+            return result.rowcount == 1
+
+    def put_back(self, fence: Fence, *, reason: str) -> None:
+        """Queue the step again, uncounted: its dispatcher is leaving. Raises ``LeaseLost``."""
+        with database_errors(), self._engine.begin() as connection:
+            hold(connection, fence)
+            _queue_again(connection, fence, reason=reason)
+
+    def due(self, *, lane: Lane, limit: int) -> list[DueStep]:
+        """Queued steps whose time has come, oldest first."""
+        with database_errors(), self._engine.connect() as connection:
+            rows = connection.execute(_DUE, {"lane": lane, "limit": limit}).all()
+        return [DueStep(row.id, row.job_id, row.name, row.attempt, row.request_id) for row in rows]
+
+
+def _start_job(connection: Connection, fence: Fence) -> None:
+    connection.execute(
+        update(JobRow)
+        .where(JobRow.id == fence.job_id, JobRow.status.in_(legal_predecessors(JobStatus.RUNNING)))
+        .values(status=JobStatus.RUNNING, started_at=text("coalesce(started_at, now())"))
+    )
+    connection.execute(*events.append(JobStarted(), job_id=fence.job_id, step_id=fence.step_id, attempt=fence.attempt))
+
+
+def _queue_again(connection: Connection, fence: Fence, *, reason: str) -> None:
+    name = connection.scalar(
+        update(StepRow)
+        .where(StepRow.id == fence.step_id)
+        .values(
+            status=StepStatus.QUEUED,
+            lease_token=None,
+            lease_expires_at=None,
+            started_at=None,
+        )
+        .returning(StepRow.name)
+    )
+    event = StepRescued(step=name or "", reason=reason)
+    connection.execute(*events.append(event, job_id=fence.job_id, step_id=fence.step_id, attempt=fence.attempt))

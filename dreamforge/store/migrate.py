@@ -1,0 +1,34 @@
+"""Bring the database's schema up to this version of the code, or down again."""
+
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+
+from dreamforge.store.engine import driver_url
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def migrations_folder() -> Path:
+    """Where the migrations lie: beside the package in a checkout, inside it when installed from a wheel."""
+    bundled = _PACKAGE / "_bundled" / "migrations"
+    return bundled if bundled.is_dir() else _PACKAGE.parent / "migrations"
+
+
+def alembic_config(database_url: str) -> Config:
+    """Alembic's configuration for this database."""
+    config = Config()
+    config.set_main_option("script_location", str(migrations_folder()))
+    config.set_main_option("sqlalchemy.url", driver_url(database_url).replace("%", "%%"))
+    return config
+
+
+def upgrade(database_url: str, revision: str = "head") -> None:
+    """Migrate up. Safe to run by several processes at once: they take turns on an advisory lock."""
+    command.upgrade(alembic_config(database_url), revision)
+
+
+def downgrade(database_url: str, revision: str) -> None:
+    """Migrate down to ``revision`` (`base`: drop everything)."""
+    command.downgrade(alembic_config(database_url), revision)

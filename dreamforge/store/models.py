@@ -1,0 +1,132 @@
+"""The registry of models."""
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Engine, func, insert, or_, select, update
+from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+
+from dreamforge.store.engine import database_errors
+from dreamforge.store.tables import ModelFileRow, ModelNodeRow, ModelRow
+
+
+@dataclass(frozen=True)
+class NewModelFile:
+    """A file of a model; ``path`` is relative to its folder, ``sha256`` in hex."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class NewModel:
+    """A model to register, installed."""
+
+    id: uuid.UUID
+    name: str
+    kind: str
+    version: str
+    checkpoint_hash: str | None
+    source_uri: str
+    local_path: str
+    parameters_schema: dict[str, Any]
+    capabilities: tuple[str, ...]
+    metadata: dict[str, Any]
+    files: tuple[NewModelFile, ...]
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A model and the nodes that hold it."""
+
+    model: ModelRow
+    nodes: Sequence[ModelNodeRow]
+
+
+class ModelRegistry:
+    """The registry, for whoever installs models."""
+
+    def __init__(self, *, engine: Engine) -> None:
+        self._engine = engine
+
+    def has_any_installed(self) -> bool:
+        """True when a job could find a model."""
+        with database_errors(), self._engine.connect() as connection:
+            return connection.execute(select(ModelRow.id).where(ModelRow.installed).limit(1)).first() is not None
+
+    def local_path(self, *, name: str, version: str) -> str | None:
+        """Where a model's files lie, None when it is not registered."""
+        query = select(ModelRow.local_path).where(ModelRow.name == name, ModelRow.version == version)
+        with database_errors(), self._engine.connect() as connection:
+            return connection.execute(query).scalar_one_or_none()
+
+    def register(self, new: NewModel) -> None:
+        """Write the model and its files. It becomes the default when there is none."""
+        with database_errors(), self._engine.begin() as connection:
+            has_default = connection.execute(select(ModelRow.id).where(ModelRow.is_default)).first() is not None
+            connection.execute(
+                insert(ModelRow).values(
+                    id=new.id,
+                    name=new.name,
+                    kind=new.kind,
+                    version=new.version,
+                    checkpoint_hash=new.checkpoint_hash,
+                    source_uri=new.source_uri,
+                    local_path=new.local_path,
+                    installed=True,
+                    is_default=not has_default,
+                    parameters_schema=new.parameters_schema,
+                    capabilities=list(new.capabilities),
+                    metadata_json=new.metadata,
+                    size_bytes=sum(file.size for file in new.files),
+                )
+            )
+            connection.execute(insert(ModelFileRow), [{"model_id": new.id, **vars(file)} for file in new.files])
+
+    def move(self, *, name: str, version: str, local_path: str) -> None:
+        """Note that a model's files lie elsewhere now."""
+        with database_errors(), self._engine.begin() as connection:
+            connection.execute(
+                update(ModelRow)
+                .where(ModelRow.name == name, ModelRow.version == version)
+                .values(local_path=local_path, updated_at=func.now())
+            )
+
+
+class ModelStore:
+    """The registry, for the API."""
+
+    def __init__(self, *, engine: AsyncEngine) -> None:
+        self._sessions = async_sessionmaker(engine, expire_on_commit=False)
+
+    async def list(self) -> list[ModelRecord]:
+        """Every model, by name and version."""
+        with database_errors():
+            async with self._sessions() as session:
+                models = (await session.scalars(select(ModelRow).order_by(ModelRow.name, ModelRow.version))).all()
+                nodes = (await session.scalars(select(ModelNodeRow).order_by(ModelNodeRow.node))).all()
+        return [ModelRecord(model, [node for node in nodes if node.model_id == model.id]) for model in models]
+
+    async def find(self, reference: str | None) -> ModelRow | None:
+        """The model of an id, a name, or name@version; the default one for None. Newest version first."""
+        query = select(ModelRow).order_by(ModelRow.created_at.desc()).limit(1)
+        if reference is None:
+            query = query.where(ModelRow.is_default)
+        else:
+            name, _, version = reference.partition("@")
+            named = (ModelRow.name == name) & (ModelRow.version == version) if version else ModelRow.name == reference
+            identity = _uuid_or_none(reference)
+            query = query.where(named if identity is None else or_(ModelRow.id == identity, named))
+        with database_errors():
+            async with self._sessions() as session:
+                return await session.scalar(query)
+
+
+def _uuid_or_none(value: str) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(value)
+    except ValueError:
+        return None

@@ -1,0 +1,150 @@
+"""The conversation with the runner: a credit for each item, progress and pixels in return."""
+
+import time
+from collections.abc import Callable
+from typing import assert_never
+
+from dreamforge.errors import RunnerTimeout
+from dreamforge.jobs.channel import FrameChannel
+from dreamforge.jobs.events import ItemProgress, ItemStarted, ModelLoaded, ModelLoading, RunnerLog, RunnerWarning
+from dreamforge.jobs.frames import (
+    Acknowledge,
+    BeginItem,
+    EndOfItems,
+    FrameError,
+    ItemDrawn,
+    Log,
+    Message,
+    PrepareStep,
+    Progress,
+    Ready,
+    StepDone,
+    StepFailed,
+)
+from dreamforge.jobs.frames import ModelLoaded as ModelLoadedFrame
+from dreamforge.jobs.progress import Stage, item_progress
+from dreamforge.jobs.seeds import item_seed
+from dreamforge.store.attempts import AttemptStore, StepCall, StepItem
+from dreamforge.worker.saving import ImageSaver, Origin
+
+PROGRESS_INTERVAL = 0.25
+"""Seconds between two progress events of an item."""
+_POLL_SECONDS = 0.5
+
+
+class Drawing:
+    """One attempt's conversation. ``check`` is called at least twice a second and may raise to end it."""
+
+    def __init__(
+        self,
+        *,
+        channel: FrameChannel,
+        attempt: AttemptStore,
+        saver: ImageSaver,
+        origin: Callable[[Ready], Origin],
+        call: StepCall,
+        check: Callable[[], None],
+        deadline: float,
+        draw_seed: Callable[[int], int],
+    ) -> None:
+        self._channel = channel
+        self._attempt = attempt
+        self._saver = saver
+        self._origin_of = origin
+        self._origin: Origin | None = None
+        self._call = call
+        self._check = check
+        self._deadline = deadline
+        self._draw_seed = draw_seed
+        self._waiting = list(call.items)
+        self._current: StepItem | None = None
+        self._progress_at = 0.0
+
+    def run(self, prepare: PrepareStep) -> StepDone | StepFailed:
+        """Have every missing item drawn and stored; the runner's last word, acknowledged.
+
+        Raises ``RunnerTimeout`` past the deadline, ``ChannelClosed`` when the runner has gone, ``FrameError`` when it
+        speaks nonsense, and whatever ``check`` or saving raises.
+        """
+        self._channel.send(prepare)
+        while True:
+            message = self._next()
+            if isinstance(message, StepDone | StepFailed):
+                self._saver.finish()
+                self._channel.send(Acknowledge())
+                return message
+            self._answer(message)
+
+    def _next(self) -> Message:
+        while True:
+            self._check()
+            remaining = self._deadline - time.monotonic()
+            if remaining <= 0:
+                raise RunnerTimeout
+            try:
+                return self._channel.receive(timeout=min(_POLL_SECONDS, remaining))
+            except TimeoutError:
+                continue
+
+    def _answer(self, message: Message) -> None:
+        match message:
+            case Ready():
+                self._origin = self._origin_of(message)
+                self._attempt.record(ModelLoading(model=self._model_name))
+            case ModelLoadedFrame(seconds=seconds):
+                self._attempt.record(ModelLoaded(model=self._model_name, seconds=round(seconds, 4)))
+                self._begin_next()
+            case Progress():
+                self._record_progress(message)
+            case ItemDrawn():
+                self._take(message)
+            case Log(level=level, message=text):
+                kind = RunnerWarning if level in {"warning", "error"} else RunnerLog
+                self._attempt.record(kind(message=text[:2000]))
+            case StepDone() | StepFailed() | PrepareStep() | BeginItem() | EndOfItems() | Acknowledge():
+                raise FrameError(f"the runner sent {message.type}")
+            case _:
+                assert_never(message)
+
+    @property
+    def _model_name(self) -> str:
+        return self._call.model.name if self._call.model else ""
+
+    def _begin_next(self) -> None:
+        if not self._waiting:
+            self._current = None
+            self._channel.send(EndOfItems())
+            return
+        item = self._waiting.pop(0)
+        seed = item.seed
+        if seed is None:
+            seed = item_seed(self._call.params["seed"], item_index=item.index, draw=self._draw_seed)
+        # The seed is written before it is used: an attempt that takes over draws the same image.
+        self._attempt.begin_item(ItemStarted(item_index=item.index, seed=seed))
+        self._current = StepItem(index=item.index, seed=seed)
+        self._progress_at = 0.0
+        self._channel.send(BeginItem(item_index=item.index, seed=seed))
+
+    def _take(self, drawn: ItemDrawn) -> None:
+        current = self._current
+        if current is None or (drawn.item_index, drawn.seed) != (current.index, current.seed) or self._origin is None:
+            raise FrameError("the runner sent an image that was not asked for")
+        self._saver.save(drawn, self._origin)
+        self._begin_next()
+
+    def _record_progress(self, message: Progress) -> None:
+        if self._current is None or message.item_index != self._current.index:
+            raise FrameError("progress of an item that was not begun")
+        now = time.monotonic()
+        if now - self._progress_at < PROGRESS_INTERVAL:
+            return
+        self._progress_at = now
+        stage = Stage(message.stage)
+        self._attempt.record_progress(
+            ItemProgress(
+                item_index=message.item_index,
+                stage=stage,
+                stage_progress=round(message.stage_progress, 4),
+                progress=item_progress(stage, message.stage_progress),
+            )
+        )

@@ -1,0 +1,46 @@
+"""One step at a time on a GPU, whatever Ray believes: a lock file per GPU that the runner inherits.
+
+A killed supervisor may leave its runner behind for a moment. The lock belongs to the open file, which the runner holds
+too, so the successor waits for the orphan's end.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+from dreamforge.errors import GpuError
+
+_POLL_SECONDS = 0.1
+
+
+@contextmanager
+def gpu_lock(folder: Path, gpu_uuid: str | None, *, timeout: float) -> Generator[int | None]:
+    """Hold the GPU's lock; yields the descriptor for the runner to inherit, None without a GPU.
+
+    Raises ``GpuError`` when another process still holds it after ``timeout`` seconds.
+    """
+    if gpu_uuid is None:
+        yield None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder / f"{gpu_uuid}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        _acquire(descriptor, gpu_uuid, deadline=time.monotonic() + timeout)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _acquire(descriptor: int, gpu_uuid: str, *, deadline: float) -> None:
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            if time.monotonic() > deadline:
+                raise GpuError("Another process still uses the GPU.", details={"gpu": gpu_uuid}) from error
+            time.sleep(_POLL_SECONDS)
+        else:
+            return

@@ -1,0 +1,305 @@
+"""Jobs, claims, leases and endings over a real Postgres."""
+
+import asyncio
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+from sqlalchemy import Engine, text
+from sqlalchemy.exc import IntegrityError
+from uuid6 import uuid7
+
+from dreamforge.errors import DatabaseUnavailable, LeaseLost
+from dreamforge.jobs.events import ItemProgress, ItemStarted, StepStarted
+from dreamforge.jobs.job import Lane, Priority, StepStatus
+from dreamforge.jobs.outcome import Failure, Outcome
+from dreamforge.store.attempts import AttemptStore, NewArtifact
+from dreamforge.store.claims import Claim, ClaimStore
+from dreamforge.store.endings import EndingStore
+from dreamforge.store.engine import open_async_engine, open_engine
+from dreamforge.store.events import EventFilter, EventRecord
+from dreamforge.store.fence import Fence
+from dreamforge.store.jobs import JobRecord, JobStore, NewJob
+from tests.integration.factories import a_job, a_model, claim
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = open_engine(database_url, application="tests", pool_size=12)
+    with engine.begin() as connection:
+        connection.execute(text("TRUNCATE jobs, models CASCADE"))
+    yield engine
+    engine.dispose()
+
+
+class Jobs:
+    """The API's store, for tests that are not async."""
+
+    def __init__(self, database_url: str) -> None:
+        self._url = database_url
+
+    def submit(self, new: NewJob) -> None:
+        async def run(store: JobStore) -> None:
+            await store.submit(new)
+
+        self._run(run)
+
+    def find(self, job_id: uuid.UUID) -> JobRecord:
+        async def run(store: JobStore) -> JobRecord | None:
+            return await store.find(job_id)
+
+        record = self._run(run)
+        assert record is not None
+        return record
+
+    def events(self, job_id: uuid.UUID, wanted: EventFilter | None = None) -> list[EventRecord]:
+        async def run(store: JobStore) -> list[EventRecord]:
+            return [event async for event in store.events(job_id, wanted or EventFilter())]
+
+        return self._run(run)
+
+    def _run(self, use):  # noqa: ANN001, ANN202 # pyright: ignore
+        async def run():  # noqa: ANN202 # pyright: ignore
+            engine = open_async_engine(self._url, application="tests")
+            try:
+                return await use(JobStore(engine=engine))
+            finally:
+                await engine.dispose()
+
+        return asyncio.run(run())
+
+
+@pytest.fixture
+def jobs(database_url: str) -> Jobs:
+    return Jobs(database_url)
+
+
+def _claimed(engine: Engine) -> Claim:
+    claimed = claim(engine)
+    assert claimed is not None
+    return claimed
+
+
+def _artifact(index: int) -> NewArtifact:
+    return NewArtifact(
+        id=uuid7(),
+        item_index=index,
+        format="png",
+        width=64,
+        height=64,
+        seed=5,
+        s3_key=f"key-{uuid.uuid4()}",
+        size_bytes=3,
+        checksum="ff" * 32,
+        metadata={},
+        timings={"denoise": 0.1},
+    )
+
+
+def test_a_submitted_job_is_queued_with_its_items_and_one_event(engine: Engine, jobs: Jobs) -> None:
+    new = a_job(a_model(engine), count=3)
+    jobs.submit(new)
+    record = jobs.find(new.id)
+    assert (record.job.status, record.items_total, record.steps[0].status) == ("queued", 3, "queued")
+    assert [(event.seq, event.code) for event in jobs.events(new.id)] == [(1, "job.queued")]
+
+
+def test_a_claim_raises_the_attempt_and_starts_the_job(engine: Engine, jobs: Jobs) -> None:
+    new = a_job(a_model(engine))
+    jobs.submit(new)
+    claimed = _claimed(engine)
+    assert (claimed.fence.job_id, claimed.fence.attempt) == (new.id, 1)
+    record = jobs.find(new.id)
+    assert (record.job.status, record.steps[0].status) == ("running", "running")
+    assert claim(engine) is None
+
+
+def test_urgent_jobs_are_claimed_first_and_equal_ones_by_age(engine: Engine, jobs: Jobs) -> None:
+    model = a_model(engine)
+    submitted = [a_job(model, priority=priority) for priority in (Priority.LOW, Priority.NORMAL, Priority.HIGH)]
+    submitted.append(a_job(model, priority=Priority.HIGH))
+    for new in submitted:
+        jobs.submit(new)
+    order = [_claimed(engine).fence.job_id for _ in submitted]
+    low, normal, high, high_too = (new.id for new in submitted)
+    assert order == [high, high_too, normal, low]
+
+
+def test_many_claimers_never_share_a_step(engine: Engine, jobs: Jobs) -> None:
+    model = a_model(engine)
+    for _ in range(20):
+        jobs.submit(a_job(model))
+    taken: list[uuid.UUID] = []
+
+    def work() -> None:
+        # SKIP LOCKED may answer "nothing" while others hold rows: only an empty queue ends the work.
+        claims = ClaimStore(engine=engine)
+        while claims.due(lane=Lane.GPU, limit=1):
+            claimed = claim(engine)
+            if claimed:
+                taken.append(claimed.fence.step_id)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(taken) == len(set(taken)) == 20
+
+
+def test_the_slot_renews_until_the_supervisor_has_started(engine: Engine, jobs: Jobs) -> None:
+    jobs.submit(a_job(a_model(engine)))
+    fence = _claimed(engine).fence
+    claims, attempt = ClaimStore(engine=engine), AttemptStore(engine=engine, fence=fence)
+    assert claims.renew_unstarted(fence, lease_seconds=30)
+    attempt.start(StepStarted(step="generate", attempt=1, node="n"), metadata={"node": "n"})
+    assert not claims.renew_unstarted(fence, lease_seconds=30)
+    assert attempt.renew(lease_seconds=30) is False
+
+
+def test_a_step_goes_from_claim_to_success(engine: Engine, jobs: Jobs) -> None:
+    new = a_job(a_model(engine), count=2)
+    jobs.submit(new)
+    fence = _claimed(engine).fence
+    attempt = AttemptStore(engine=engine, fence=fence)
+    attempt.start(StepStarted(step="generate", attempt=1, node="n"), metadata={"node": "n"})
+    for index in range(2):
+        attempt.begin_item(ItemStarted(item_index=index, seed=5))
+        attempt.record_progress(ItemProgress(item_index=index, stage="denoise", stage_progress=0.5, progress=0.46))
+        attempt.publish(_artifact(index))
+    attempt.report(Outcome(), metadata={"memory": {}})
+    assert EndingStore(engine=engine).finalize(fence).status is StepStatus.SUCCEEDED
+    record = jobs.find(new.id)
+    assert (record.job.status, record.job.progress, record.job.items_done) == ("succeeded", 1.0, 2)
+    assert record.job.finished_at is not None
+    assert record.steps[0].metadata_json == {"node": "n", "memory": {}}
+    events = jobs.events(new.id)
+    assert [event.seq for event in events] == list(range(1, len(events) + 1))
+    assert [event.code for event in events[-2:]] == ["step.succeeded", "job.succeeded"]
+    fractions = [event.progress["fraction"] for event in events]
+    assert fractions == sorted(fractions)
+
+
+def test_progress_never_goes_down(engine: Engine, jobs: Jobs) -> None:
+    new = a_job(a_model(engine))
+    jobs.submit(new)
+    attempt = AttemptStore(engine=engine, fence=_claimed(engine).fence)
+    for progress in (0.6, 0.2):
+        attempt.record_progress(ItemProgress(item_index=0, stage="denoise", stage_progress=0.1, progress=progress))
+    assert jobs.find(new.id).job.progress == pytest.approx(0.6)
+
+
+def test_a_failed_step_fails_its_job_with_its_error(engine: Engine, jobs: Jobs) -> None:
+    new = a_job(a_model(engine))
+    jobs.submit(new)
+    fence = _claimed(engine).fence
+    failure = Failure("oom", "too large", {"free_bytes": 1}, ["try 512x512"])
+    AttemptStore(engine=engine, fence=fence).report(Outcome(failure), metadata={})
+    EndingStore(engine=engine).finalize(fence)
+    record = jobs.find(new.id)
+    assert record.job.status == record.steps[0].status == "failed"
+    assert record.job.error_json == record.steps[0].error_json == failure.as_json()
+    assert [event.code for event in jobs.events(new.id, EventFilter(levels=("error",)))] == [
+        "step.failed",
+        "job.failed",
+    ]
+
+
+def test_a_step_is_finalized_once(engine: Engine, jobs: Jobs) -> None:
+    jobs.submit(a_job(a_model(engine)))
+    fence = _claimed(engine).fence
+    EndingStore(engine=engine).finalize(fence, lost=Failure("node_lost", "gone"))
+    with pytest.raises(LeaseLost):
+        EndingStore(engine=engine).finalize(fence)
+
+
+def _stale(fence: Fence) -> list[Fence]:
+    return [replace(fence, attempt=fence.attempt + 1), replace(fence, lease_token=uuid.uuid4())]
+
+
+def test_a_replaced_attempt_writes_nothing(engine: Engine, jobs: Jobs) -> None:
+    new = a_job(a_model(engine))
+    jobs.submit(new)
+    fence = _claimed(engine).fence
+    before = jobs.events(new.id)
+    for stale in _stale(fence):
+        attempt = AttemptStore(engine=engine, fence=stale)
+        writes = (
+            lambda attempt=attempt: attempt.start(StepStarted(step="g", attempt=1, node="n"), metadata={}),
+            lambda attempt=attempt: attempt.begin_item(ItemStarted(item_index=0, seed=1)),
+            lambda attempt=attempt: attempt.publish(_artifact(0)),
+            lambda attempt=attempt: attempt.report(Outcome(), metadata={}),
+            lambda attempt=attempt: attempt.renew(lease_seconds=30),
+            lambda stale=stale: EndingStore(engine=engine).finalize(stale),
+            lambda stale=stale: ClaimStore(engine=engine).put_back(stale, reason="x"),
+        )
+        for write in writes:
+            with pytest.raises(LeaseLost):
+                write()
+    assert jobs.events(new.id) == before
+    assert jobs.find(new.id).steps[0].status == "running"
+
+
+def test_a_step_that_was_put_back_goes_on_where_it_was(engine: Engine, jobs: Jobs) -> None:
+    new = a_job(a_model(engine), count=2)
+    jobs.submit(new)
+    first = _claimed(engine).fence
+    attempt = AttemptStore(engine=engine, fence=first)
+    attempt.begin_item(ItemStarted(item_index=0, seed=11))
+    attempt.publish(_artifact(0))
+    attempt.begin_item(ItemStarted(item_index=1, seed=12))
+    ClaimStore(engine=engine).put_back(first, reason="dispatcher_stopped")
+    second = _claimed(engine).fence
+    assert second.attempt == 2
+    call = AttemptStore(engine=engine, fence=second).load_call()
+    assert [(item.index, item.seed) for item in call.items] == [(1, 12)]
+    with pytest.raises(LeaseLost):
+        attempt.publish(_artifact(1))
+
+
+def test_an_item_has_one_artifact(engine: Engine, jobs: Jobs) -> None:
+    new = a_job(a_model(engine))
+    jobs.submit(new)
+    attempt = AttemptStore(engine=engine, fence=_claimed(engine).fence)
+    attempt.publish(_artifact(0))
+    with pytest.raises(IntegrityError):
+        attempt.publish(_artifact(0))
+    assert jobs.find(new.id).job.items_done == 1
+
+
+def test_events_of_many_writers_are_dense_and_none_is_lost(engine: Engine, jobs: Jobs) -> None:
+    new = a_job(a_model(engine), count=4)
+    jobs.submit(new)
+    fence = _claimed(engine).fence
+
+    def write(index: int) -> None:
+        attempt = AttemptStore(engine=engine, fence=fence)
+        for _ in range(50):
+            attempt.record_progress(ItemProgress(item_index=index, stage="denoise", stage_progress=0, progress=0))
+
+    threads = [threading.Thread(target=write, args=(index,)) for index in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [event.seq for event in jobs.events(new.id)] == list(range(1, 203))
+
+
+def test_events_are_filtered_by_level_code_item_and_place(engine: Engine, jobs: Jobs) -> None:
+    new = a_job(a_model(engine), count=2)
+    jobs.submit(new)
+    attempt = AttemptStore(engine=engine, fence=_claimed(engine).fence)
+    for index in range(2):
+        attempt.begin_item(ItemStarted(item_index=index, seed=index))
+    assert [event.payload for event in jobs.events(new.id, EventFilter(item_index=1))] == [{"item_index": 1, "seed": 1}]
+    assert len(jobs.events(new.id, EventFilter(codes=("item.started",)))) == 2
+    assert [event.seq for event in jobs.events(new.id, EventFilter(after=3))] == [4]
+
+
+def test_a_database_that_is_away_says_so() -> None:
+    nowhere = open_engine("postgresql://u:p@127.0.0.1:1/d", application="tests")
+    with pytest.raises(DatabaseUnavailable):
+        claim(nowhere)
+    nowhere.dispose()

@@ -1,0 +1,40 @@
+"""Settings from the environment."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from dreamforge import settings
+
+
+def test_defaults_need_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in settings.inherited_environment():
+        if name.startswith("DREAMFORGE_"):
+            monkeypatch.delenv(name)
+    loaded = settings.load()
+    assert (loaded.host, loaded.port) == ("127.0.0.1", 8700)
+    assert loaded.models_root == Path(".dreamforge/models").absolute()
+
+
+def test_secrets_are_masked_when_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DREAMFORGE_DATABASE_URL", "postgresql://u:hunter2@h/d")
+    assert "hunter2" not in repr(settings.load())
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("DREAMFORGE_PORT", "0"), ("DREAMFORGE_PORT", "http"), ("DREAMFORGE_REDIS_OUTAGE", "maybe")],
+)
+def test_a_wrong_value_names_its_setting(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ValidationError) as caught:
+        settings.load()
+    assert name.removeprefix("DREAMFORGE_").lower() in str(caught.value)
+
+
+def test_an_endpoint_without_keys_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DREAMFORGE_S3_ENDPOINT", "http://s3.example.org")
+    monkeypatch.delenv("DREAMFORGE_S3_ACCESS_KEY", raising=False)
+    with pytest.raises(ValidationError, match="DREAMFORGE_S3_ACCESS_KEY"):
+        settings.load()
