@@ -59,6 +59,7 @@ def build_app(*, database_connections: int = 10) -> FastAPI:
                 max_body=settings.max_body,
                 presign_ttl=settings.presign_ttl,
                 heartbeat_seconds=settings.heartbeat_seconds,
+                server_adds_request_id=True,
             ),
         )
     )

@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     presign_ttl: int = Field(default=3600, ge=1, le=604800)
     """Seconds a presigned URL stays valid (SigV4 allows seven days at most)."""
 
+    ray_address: str | None = Field(default=None, validation_alias="RAY_ADDRESS")
+    """`http://host:8265`, the dashboard of a Ray cluster. Set: no embedded Ray head is started."""
+
     redis_outage: Literal["accept", "reject"] = "accept"
     """What POST /v1/jobs does while Redis is away: accept (the job waits in Postgres) or answer 503."""
     max_body: int = Field(default=1_048_576, ge=1024)

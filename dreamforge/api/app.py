@@ -28,7 +28,7 @@ def create_app(state: ApiState) -> FastAPI:
         max_body_size=state.rules.max_body,
     )
     app.state.api = state
-    app.add_middleware(RequestIdMiddleware)
+    app.add_middleware(RequestIdMiddleware, adds_header=not state.rules.server_adds_request_id)
     install_error_handlers(app)
     for router in (jobs.router, models.router, health.router):
         app.include_router(router)

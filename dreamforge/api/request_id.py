@@ -12,10 +12,14 @@ _SANE = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class RequestIdMiddleware:
-    """Gives each request its id. Pure ASGI, so that streams pass untouched."""
+    """Gives each request its id. Pure ASGI, so that streams pass untouched.
 
-    def __init__(self, app: ASGIApp) -> None:
+    ``adds_header`` is off where the server in front adds the header itself, as Ray Serve does.
+    """
+
+    def __init__(self, app: ASGIApp, *, adds_header: bool = True) -> None:
         self._app = app
+        self._adds_header = adds_header
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, and add the header to the answer."""
@@ -27,7 +31,7 @@ class RequestIdMiddleware:
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
+            if message["type"] == "http.response.start" and self._adds_header:
                 MutableHeaders(scope=message)[HEADER] = request_id
             await send(message)
 

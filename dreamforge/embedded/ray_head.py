@@ -1,0 +1,155 @@
+"""A Ray head as a child process, with token authentication and everything on loopback."""
+
+import hashlib
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx2
+
+from dreamforge.embedded.ports import LOOPBACK, free_port
+from dreamforge.embedded.process import Program, ServerProcess
+from dreamforge.embedded.secrets import secret_file
+from dreamforge.embedded.trouble import StackError
+from dreamforge.settings import inherited_environment
+
+_START_SECONDS = 90.0
+PROJECT = Path(__file__).resolve().parent.parent.parent
+
+
+@dataclass(frozen=True)
+class RayPorts:
+    """The GCS' port and the dashboard's."""
+
+    gcs: int
+    dashboard: int
+
+
+class RayHead:
+    """A Ray cluster of one node. ``variables`` are what its workers shall find in their environment."""
+
+    def __init__(
+        self, *, data_dir: Path, ports: RayPorts, gpus: int, log: Path, token_file: Path, variables: Mapping[str, str]
+    ) -> None:
+        self._ports = ports
+        self._gpus = gpus
+        self._log = log
+        self._token_file = token_file
+        self._variables = variables
+        self._session_link = log.parent / "ray-session"
+        # Short, because of the sockets in it: a socket's path has 107 bytes at most.
+        digest = hashlib.sha256(f"{os.getuid()} {data_dir}".encode()).hexdigest()[:8]
+        self.folder = Path("/tmp") / f"df-{digest}"  # noqa: S108 - see above; its owner and mode are checked
+        self._server: ServerProcess | None = None
+
+    @property
+    def process(self) -> ServerProcess | None:
+        """The running `ray start --block`."""
+        return self._server
+
+    @property
+    def dashboard_url(self) -> str:
+        """The dashboard, and under `/api` everything that `serve deploy` and `ray job` speak to."""
+        return f"http://{LOOPBACK}:{self._ports.dashboard}"
+
+    def token(self) -> str:
+        """What a client of the cluster must show."""
+        return secret_file(self._token_file)
+
+    def start(self) -> None:
+        """Start the head."""
+        self.token()
+        self._own_folder()
+        self._forget_old_sessions()
+        ray = Path(sys.executable).parent / "ray"
+        self._server = ServerProcess(
+            Program(name="Ray", command=[str(ray), *self._arguments()], log=self._log, environment=self._environment())
+        )
+
+    def wait_ready(self) -> str:
+        """Return Ray's version once the dashboard answers. Raises ``StackError``."""
+        if self._server is None:
+            raise StackError("Ray was not started.")
+        version: list[str] = []
+
+        def answers() -> bool:
+            try:
+                response = httpx2.get(
+                    f"{self.dashboard_url}/api/version", headers=authorization(self.token()), timeout=2
+                )
+                version.append(response.raise_for_status().json()["ray_version"])
+            except (httpx2.HTTPError, ValueError, KeyError):
+                return False
+            return True
+
+        self._server.wait_until(answers, timeout=_START_SECONDS)
+        self._session_link.unlink(missing_ok=True)
+        self._session_link.symlink_to(self.folder / "session_latest" / "logs")
+        return version[-1]
+
+    def stop(self, *, grace: float = 6.0) -> None:
+        """End every process of the cluster."""
+        if self._server is not None:
+            self._server.stop(grace=grace)
+
+    def _own_folder(self) -> None:
+        # In a folder that everybody may write to: make sure that it is ours.
+        self.folder.mkdir(mode=0o700, exist_ok=True)
+        status = self.folder.lstat()
+        if self.folder.is_symlink() or status.st_uid != os.getuid():
+            raise StackError(f"{self.folder} belongs to somebody else; remove it, or set DREAMFORGE_DATA_DIR.")
+        self.folder.chmod(0o700)
+
+    def _forget_old_sessions(self) -> None:
+        # The last one's logs may be wanted.
+        sessions = sorted(path for path in self.folder.glob("session_2*") if path.is_dir())
+        for session in sessions[:-1]:
+            shutil.rmtree(session, ignore_errors=True)
+
+    def _arguments(self) -> list[str]:
+        return [
+            "start", "--head", "--block", "--disable-usage-stats", "--include-dashboard=true",
+            f"--node-ip-address={LOOPBACK}", f"--port={self._ports.gcs}",
+            f"--dashboard-host={LOOPBACK}", f"--dashboard-port={self._ports.dashboard}",
+            f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
+            "--min-worker-port=0", "--max-worker-port=0",
+            f"--num-gpus={self._gpus}", f"--temp-dir={self.folder}",
+        ]  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        proxy = self.folder / "h"
+        inherited = inherited_environment()
+        path = [str(PROJECT), *filter(None, [inherited.get("PYTHONPATH")])]
+        return {
+            **inherited,
+            **self._variables,
+            "PYTHONPATH": os.pathsep.join(path),
+            # Ray takes the machine's address even where it is told 127.0.0.1, and then listens for everybody. This is its
+            # switch for clusters of one machine, whatever its name says (ray-project/ray#18730).
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(self._token_file),
+            # HAProxy in front, ten times the requests of Serve's own proxy. Its files and ports are fixed by default:
+            # set apart, so that several stacks fit on a machine.
+            "RAY_SERVE_ENABLE_HA_PROXY": "1",
+            "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
+            "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),
+            "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(proxy / "server-state"),
+            "RAY_SERVE_HAPROXY_METRICS_SOCKET_PATH": str(proxy / "metrics.sock"),
+            "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
+            # Seconds that a replica goes on listening for requests that HAProxy may still send it; 30 by default.
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
+        }
+
+
+def authorization(token: str) -> dict[str, str]:
+    """The header that Ray's dashboard asks for."""
+    return {"Authorization": f"Bearer {token}"}

@@ -1,0 +1,111 @@
+"""The runner's side of the conversation: prepare, draw on credit, report, leave."""
+
+import contextlib
+import os
+import sys
+import time
+import traceback
+import warnings
+
+import diffusers
+import torch
+import transformers
+
+from dreamforge.errors import GpuError
+from dreamforge.jobs.channel import ChannelClosed, FrameChannel
+from dreamforge.jobs.frames import (
+    Acknowledge,
+    BeginItem,
+    EndOfItems,
+    FrameError,
+    Log,
+    ModelLoaded,
+    PrepareStep,
+    Ready,
+    StepDone,
+    StepFailed,
+)
+from dreamforge.runners.failures import failure_of
+from dreamforge.runners.protocol import Runner
+from dreamforge.runners.sdxl import SdxlRunner
+
+ACKNOWLEDGE_SECONDS = 10.0
+RUNNERS: dict[str, type[Runner]] = {"sdxl": SdxlRunner}
+"""By the model's kind."""
+
+
+def converse(channel: FrameChannel, *, remark: str | None = None) -> bool:
+    """Run one step; True when every item was drawn. Raises ``ChannelClosed`` when the supervisor has gone."""
+    _quieten()
+    call = _call(channel)
+    last = _run(channel, call, remark=remark)
+    channel.send(last)
+    _await_acknowledgement(channel)
+    return isinstance(last, StepDone)
+
+
+def _run(channel: FrameChannel, call: PrepareStep, *, remark: str | None) -> StepDone | StepFailed:
+    try:
+        channel.send(_ready(call))
+        if remark:
+            channel.send(Log(level="debug", message=remark))
+        runner = RUNNERS[call.model_kind](emit=channel.send)
+        began = time.monotonic()
+        runner.prepare(call)
+        channel.send(ModelLoaded(seconds=time.monotonic() - began))
+        while isinstance(message := _credit(channel), BeginItem):
+            channel.send(runner.run_step(message))
+        return StepDone(peak_memory=runner.cleanup())
+    except ChannelClosed:
+        raise
+    except Exception as error:  # noqa: BLE001 - the edge: whatever happened becomes a report
+        traceback.print_exc(file=sys.stderr)
+        return failure_of(error, call)
+
+
+def _credit(channel: FrameChannel) -> BeginItem | EndOfItems:
+    message = channel.receive()
+    if not isinstance(message, BeginItem | EndOfItems):
+        raise FrameError(f"expected a credit, not {message.type}")
+    return message
+
+
+def _call(channel: FrameChannel) -> PrepareStep:
+    message = channel.receive()
+    if not isinstance(message, PrepareStep):
+        raise FrameError(f"expected a step, not {message.type}")
+    return message
+
+
+def _await_acknowledgement(channel: FrameChannel) -> None:
+    # After a failure, credits that were on their way come first.
+    deadline = time.monotonic() + ACKNOWLEDGE_SECONDS
+    with contextlib.suppress(TimeoutError):
+        while not isinstance(channel.receive(timeout=max(0.0, deadline - time.monotonic())), Acknowledge):
+            continue
+
+
+def _ready(call: PrepareStep) -> Ready:
+    versions = {
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "torch": torch.__version__,
+        "diffusers": diffusers.__version__,
+        "transformers": transformers.__version__,
+    }
+    return Ready(pid=os.getpid(), versions=versions, device_name=_device_name(call.device))
+
+
+def _device_name(device: str) -> str:
+    if device != "cuda":
+        return device
+    if not torch.cuda.is_available():
+        raise GpuError("Torch sees no GPU on this node.")
+    return torch.cuda.get_device_name()
+
+
+def _quieten() -> None:
+    warnings.simplefilter("ignore")
+    diffusers.utils.logging.set_verbosity_error()
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()

@@ -1,0 +1,86 @@
+"""The GPU this process was given, and its memory, by NVML.
+
+NVML is asked, not CUDA: the supervisor must not open a context on the card whose memory it measures.
+"""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pynvml
+
+
+@dataclass(frozen=True)
+class GpuDevice:
+    """A GPU by NVML's UUID (`GPU-…`, or `MIG-…` for a slice of one)."""
+
+    uuid: str
+    name: str
+
+
+@dataclass(frozen=True)
+class NoGpu:
+    """There is none, and why."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class GpuMemoryReading:
+    """Bytes in use by everybody on the card, and in all."""
+
+    used_bytes: int
+    total_bytes: int
+
+
+def visible_gpu(cuda_visible_devices: str | None) -> GpuDevice | NoGpu:
+    """The first GPU that ``CUDA_VISIBLE_DEVICES`` names, by index or UUID; without the variable the first of all."""
+    try:
+        with _nvml():
+            handle = _handle(cuda_visible_devices)
+            if handle is None:
+                return NoGpu("CUDA_VISIBLE_DEVICES names none")
+            return GpuDevice(uuid=_text(pynvml.nvmlDeviceGetUUID(handle)), name=_text(pynvml.nvmlDeviceGetName(handle)))
+    except pynvml.NVMLError as error:
+        return NoGpu(str(error))
+
+
+def count_gpus() -> int:
+    """How many NVIDIA GPUs the machine has; 0 without a driver."""
+    try:
+        with _nvml():
+            return int(pynvml.nvmlDeviceGetCount())
+    except pynvml.NVMLError:
+        return 0
+
+
+def read_memory(device: GpuDevice) -> GpuMemoryReading:
+    """The card's memory now. Raises ``pynvml.NVMLError`` when the card is gone."""
+    with _nvml():
+        memory: Any = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(device.uuid.encode()))
+        return GpuMemoryReading(used_bytes=int(memory.used), total_bytes=int(memory.total))
+
+
+def _handle(cuda_visible_devices: str | None) -> Any:
+    if cuda_visible_devices is None:
+        return pynvml.nvmlDeviceGetHandleByIndex(0)
+    first = cuda_visible_devices.split(",")[0].strip()
+    if not first or first == "-1" or first == "NoDevFiles":
+        return None
+    if first.isdecimal():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(first))
+    return pynvml.nvmlDeviceGetHandleByUUID(first.encode())
+
+
+@contextmanager
+def _nvml() -> Generator[None]:
+    pynvml.nvmlInit()
+    try:
+        yield
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value
