@@ -25,7 +25,6 @@ def create_app(state: ApiState) -> FastAPI:
         version=__version__,
         summary="Self-hosted image generation that loses nothing.",
         lifespan=lifespan,
-        max_body_size=state.rules.max_body,
     )
     app.state.api = state
     app.add_middleware(RequestIdMiddleware, adds_header=not state.rules.server_adds_request_id)

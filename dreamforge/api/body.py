@@ -18,13 +18,26 @@ _BAD_JSON = "The body is not valid JSON."
 class StrictRequest(Request):
     """A request whose body must be JSON: no NaN, no duplicate keys, no NUL, no lone surrogates."""
 
+    _bytes: bytes | None = None
+
     async def body(self) -> bytes:
-        """The body's bytes. Raises 415 when they are not declared as JSON."""
-        data = await super().body()
+        """The body's bytes. Raises 413 when they are too many, 415 when they are not declared as JSON."""
+        if self._bytes is not None:
+            return self._bytes
+        data = self._bytes = await self._limited_body(self.app.state.api.rules.max_body)
         media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if data and not (media_type == "application/json" or media_type.endswith("+json")):
             raise HttpError(415, "Send the body as application/json.")
         return data
+
+    async def _limited_body(self, most: int) -> bytes:
+        # Counted while reading: Content-Length may lie, and a chunked body has none.
+        data = bytearray()
+        async for chunk in self.stream():
+            data += chunk
+            if len(data) > most:
+                raise HttpError(413, f"The request body is larger than {most} bytes.")
+        return bytes(data)
 
     async def json(self) -> Any:
         """The body's value. Raises 400 when it is no JSON, 422 when its text cannot be kept."""

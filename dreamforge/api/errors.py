@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 
-from dreamforge.api.request_id import request_id_of
+from dreamforge.api.request_id import HEADER, request_id_of
 from dreamforge.errors import DreamForgeError, InvalidRequest
 
 log = logging.getLogger(__name__)
@@ -105,7 +105,10 @@ def install_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(Exception)
     async def on_bug(request: Request, error: Exception) -> JSONResponse:
         log.error("bug", exc_info=error, extra={"request_id": request_id_of(request)})
-        return _envelope(request, 500, DreamForgeError.code, "Something went wrong inside the service.", {})
+        # Starlette answers bugs outside every middleware, so the header is added here.
+        adds_header = not request.app.state.api.rules.server_adds_request_id
+        headers = {HEADER: request_id_of(request)} if adds_header else {}
+        return _envelope(request, 500, DreamForgeError.code, "Something went wrong inside the service.", {}, headers)
 
 
 def _envelope(

@@ -14,8 +14,10 @@ def encode_png(pixels: bytes, *, width: int, height: int, text: Mapping[str, str
     """A PNG of ``width * height * 3`` bytes of RGB, with text chunks.
 
     Text goes into tEXt where it is Latin-1, which every reader knows, and else into iTXt as UTF-8 (PNG, third edition,
-    11.3.3).
+    11.3.3). Raises ``ValueError`` when the pixels are fewer or more than that.
     """
+    if len(pixels) != width * height * 3:
+        raise ValueError(f"{len(pixels)} bytes of pixel data for {width}x{height}")
     chunks = PngInfo()
     for keyword, value in text.items():
         if _is_latin1(value):

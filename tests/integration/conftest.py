@@ -1,4 +1,4 @@
-"""What the integration tests share."""
+"""The tiny model, built once."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny SDXL model, built once, in a process of its own: torch stays out of the tests' own."""
+    """The built-in model's folder."""
     folder = tmp_path_factory.mktemp("models") / "sdxl-tiny"
     subprocess.run([sys.executable, "-m", "dreamforge.runners.tiny", str(folder)], check=True, capture_output=True)
     return folder

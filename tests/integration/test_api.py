@@ -15,11 +15,11 @@ from sqlalchemy import Engine, text
 from dreamforge.api.app import create_app
 from dreamforge.api.state import ApiRules, ApiState
 from dreamforge.blobs import Blobs
+from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.jobs.job import Lane
 from dreamforge.queue import TicketQueue, connect
 from dreamforge.store.engine import open_async_engine, open_engine
 from dreamforge.store.models import NewModel
-from tests.conftest import ObjectStoreAddress
 from tests.integration.factories import a_model
 
 GOOD = {"type": "generate", "params": {"prompt": "a lighthouse at dawn"}}
@@ -58,9 +58,7 @@ def _app(database_url: str, redis_url: str, blobs: Blobs, **rules: Any) -> FastA
 
 
 @pytest.fixture
-def client(
-    database_url: str, redis_url: str, object_store: ObjectStoreAddress, model: NewModel
-) -> Iterator[TestClient]:
+def client(database_url: str, redis_url: str, object_store: ObjectStore, model: NewModel) -> Iterator[TestClient]:
     assert model
     with TestClient(_app(database_url, redis_url, object_store.blobs())) as client:
         yield client
@@ -209,7 +207,7 @@ def test_readiness_names_what_is_missing(client: TestClient) -> None:
 
 
 def test_without_redis_a_job_is_accepted_or_refused_as_configured(
-    database_url: str, object_store: ObjectStoreAddress, model: NewModel, engine: Engine
+    database_url: str, object_store: ObjectStore, model: NewModel, engine: Engine
 ) -> None:
     assert model
     nowhere = "redis://127.0.0.1:1/0"
@@ -222,7 +220,7 @@ def test_without_redis_a_job_is_accepted_or_refused_as_configured(
         assert connection.execute(text("SELECT count(*) FROM jobs")).scalar() == 1
 
 
-def test_without_postgres_every_route_says_so(redis_url: str, object_store: ObjectStoreAddress) -> None:
+def test_without_postgres_every_route_says_so(redis_url: str, object_store: ObjectStore) -> None:
     nowhere = "postgresql://u:p@127.0.0.1:1/d"
     with TestClient(_app(nowhere, redis_url, object_store.blobs())) as client:
         for response in (client.post("/v1/jobs", json=GOOD), client.get("/v1/models")):

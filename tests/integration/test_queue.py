@@ -27,6 +27,7 @@ def redis(redis_url: str) -> Iterator[Redis]:
 @pytest.fixture
 def taken(redis: Redis, redis_url: str) -> Iterator[list[Ticket]]:
     """What a listener was handed so far."""
+    assert redis.ping()
     tickets: list[Ticket] = []
     listener = TicketListener(redis_url=redis_url, lane=Lane.GPU, on_ticket=tickets.append)
     thread = threading.Thread(target=listener.listen)

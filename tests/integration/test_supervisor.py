@@ -18,6 +18,7 @@ from PIL import Image
 from sqlalchemy import Engine, Row, text
 from uuid6 import uuid7
 
+from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.errors import LeaseLost
 from dreamforge.images.metadata import read_png
 from dreamforge.jobs.outcome import Outcome
@@ -30,7 +31,6 @@ from dreamforge.store.jobs import NewJob
 from dreamforge.worker.gpu import NoGpu
 from dreamforge.worker.memory import MemoryWatch
 from dreamforge.worker.supervisor import Limits, Node, Supervisor
-from tests.conftest import ObjectStoreAddress
 from tests.integration.factories import a_job, a_model, claim
 from tests.integration.test_store import Jobs
 
@@ -49,9 +49,7 @@ def engine(database_url: str) -> Iterator[Engine]:
 class Bench:
     """Submits jobs for the tiny model and supervises their steps in this process."""
 
-    def __init__(
-        self, *, engine: Engine, jobs: Jobs, store: ObjectStoreAddress, model_path: Path, folder: Path
-    ) -> None:
+    def __init__(self, *, engine: Engine, jobs: Jobs, store: ObjectStore, model_path: Path, folder: Path) -> None:
         self.engine = engine
         self.jobs = jobs
         self.store = store
@@ -102,9 +100,7 @@ class Bench:
 
 
 @pytest.fixture
-def bench(
-    engine: Engine, database_url: str, object_store: ObjectStoreAddress, tiny_model: Path, tmp_path: Path
-) -> Bench:
+def bench(engine: Engine, database_url: str, object_store: ObjectStore, tiny_model: Path, tmp_path: Path) -> Bench:
     return Bench(engine=engine, jobs=Jobs(database_url), store=object_store, model_path=tiny_model, folder=tmp_path)
 
 

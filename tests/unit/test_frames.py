@@ -167,7 +167,15 @@ def test_numbers_that_json_does_not_know_are_refused(number: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("width", "height", "payload"),
-    [(2, 2, b"x" * 11), (2, 2, b""), (None, 2, b""), ("ab", 2**40, b""), (-1, -1, b"xxx"), (0, 0, b""), (True, True, b"xxx")],
+    [
+        (2, 2, b"x" * 11),
+        (2, 2, b""),
+        (None, 2, b""),
+        ("ab", 2**40, b""),
+        (-1, -1, b"xxx"),
+        (0, 0, b""),
+        (True, True, b"xxx"),
+    ],
 )
 def test_pixels_that_do_not_fit_the_size_are_refused(width: object, height: object, payload: bytes) -> None:
     header = _header(type="item_drawn", item_index=0, seed=0, width=width, height=height, timings={})

@@ -1,0 +1,136 @@
+"""`dreamforge up` in a process of its own, as a user has it in a terminal."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+
+from dreamforge.embedded.ports import free_port
+
+READY_SECONDS = 150.0
+OVER = {"succeeded", "failed", "cancelled"}
+
+
+def wait_for(condition: Callable[[], object], *, seconds: float = 60.0, what: str = "it") -> None:
+    """Return once ``condition`` holds; fail after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not come about within {seconds:g} s"
+        time.sleep(0.05)
+
+
+class RunningStack:
+    """One stack over one data folder; it can be started again after it has stopped."""
+
+    def __init__(self, *, data_dir: Path, **variables: str) -> None:
+        self.data_dir = data_dir
+        self.ports = {
+            name: free_port()
+            for name in ("PORT", "POSTGRES_PORT", "REDIS_PORT", "S3_PORT", "RAY_PORT", "DASHBOARD_PORT")
+        }
+        self.base_url = f"http://127.0.0.1:{self.ports['PORT']}"
+        self._variables = variables
+        self.output = data_dir / "up.out"
+
+    def start(self) -> None:
+        """Start it; see ``wait_until_ready``."""
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DREAMFORGE_", "RAY_"))}
+        environment = {
+            **inherited,
+            **{f"DREAMFORGE_{name}": str(port) for name, port in self.ports.items()},
+            "DREAMFORGE_DATA_DIR": str(self.data_dir),
+            "DREAMFORGE_GPUS": "1",
+            **self._variables,
+        }
+        with self.output.open("w") as output:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "dreamforge.cli.main", "up"],
+                env=environment,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+            )
+
+    def said(self) -> str:
+        """What it has printed so far."""
+        return self.output.read_text()
+
+    def wait_until_ready(self) -> None:
+        """Return once it says that it is ready."""
+
+        def is_ready() -> bool:
+            assert self.process.poll() is None, f"it ended:\n{self.said()}"
+            return "Dream Forge is ready" in self.said()
+
+        wait_for(is_ready, seconds=READY_SECONDS, what=f"readiness (see {self.output})")
+
+    def family(self) -> list[psutil.Process]:
+        """It and every process below it."""
+        parent = psutil.Process(self.process.pid)
+        return [parent, *parent.children(recursive=True)]
+
+    def send(self, number: signal.Signals) -> None:
+        """Send it a signal, as a terminal or an init does."""
+        self.process.send_signal(number)
+
+    def wait_for_end(self, *, seconds: float = 20.0) -> int:
+        """The exit code."""
+        return self.process.wait(seconds)
+
+    def kill(self) -> None:
+        """End it and everything below it, whatever state it is in."""
+        if self.process.poll() is not None:
+            return
+        family = self.family()
+        self.send(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(25)
+        for process in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def state(self) -> dict[str, Any]:
+        """What it wrote about itself."""
+        return json.loads((self.data_dir / "stack.json").read_text())
+
+    def post(self, **body: Any) -> httpx2.Response:
+        """Post a generate job."""
+        return httpx2.post(f"{self.base_url}/v1/jobs", json={"type": "generate", **body}, timeout=10)
+
+    def get(self, path: str) -> httpx2.Response:
+        """Get a path of the API."""
+        return httpx2.get(f"{self.base_url}{path}", timeout=10)
+
+    def run(self, **body: Any) -> dict[str, Any]:
+        """Post a job and wait for its end; the job."""
+        response = self.post(**body)
+        assert response.status_code == 201, response.text
+        return self.wait_for_job(response.json()["id"])
+
+    def wait_for_job(self, job_id: str, *, seconds: float = 120.0) -> dict[str, Any]:
+        """The job, once it has ended."""
+        job: dict[str, Any] = {}
+
+        def is_over() -> bool:
+            job.update(self.get(f"/v1/jobs/{job_id}").json())
+            return job["status"] in OVER
+
+        wait_for(is_over, seconds=seconds, what=f"the end of job {job_id}")
+        return job
+
+    def artifacts(self, job: dict[str, Any]) -> list[dict[str, Any]]:
+        """The job's artifacts."""
+        return self.get(job["links"]["artifacts"]).json()["items"]
+
+    def events(self, job: dict[str, Any]) -> list[dict[str, Any]]:
+        """The job's events."""
+        return [json.loads(line) for line in self.get(job["links"]["logs"]).text.splitlines()]
