@@ -5,7 +5,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 import ray
-from dreamforge.worker.gpu import visible_gpu
 from ray import ObjectRef
 from uuid6 import uuid7
 
@@ -17,6 +16,7 @@ from dreamforge.store.attempts import AttemptStore
 from dreamforge.store.claims import Claim
 from dreamforge.store.engine import open_engine
 from dreamforge.store.fence import Fence
+from dreamforge.worker.gpu import visible_gpu
 from dreamforge.worker.memory import MemoryWatch
 from dreamforge.worker.supervisor import Limits, Node, Supervisor
 

@@ -130,7 +130,7 @@ class _TicketWorker(SimpleWorker):
     log_result_lifespan = False
     max_connection_wait_time = 2.0
 
-    def __init__(self, *, queue: Queue, redis: Redis, on_ticket: Callable[[Ticket], None]) -> None:
+    def __init__(self, *, queue: Queue, redis: Redis) -> None:
         super().__init__(
             [queue],
             connection=redis,
@@ -138,7 +138,7 @@ class _TicketWorker(SimpleWorker):
             log_job_description=False,
             worker_ttl=_WORKER_TTL,
         )
-        self._on_ticket = on_ticket
+        self.taken: Ticket | None = None
 
     @property
     def should_run_maintenance_tasks(self) -> bool:
@@ -173,7 +173,7 @@ class _TicketWorker(SimpleWorker):
         return None
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Acknowledge the ticket, then hand it on."""
+        """Acknowledge the ticket and keep it; whoever waits for it acts on it once RQ is out of the way."""
         try:
             ticket = parse_ticket(job)
         except BrokenTicket as error:
@@ -185,7 +185,7 @@ class _TicketWorker(SimpleWorker):
             pipeline.lrem(queue.intermediate_queue_key, 1, job.id)
             pipeline.delete(job.key)
             pipeline.execute()
-        self._on_ticket(ticket)
+        self.taken = ticket
 
 
 class TicketListener:
@@ -199,17 +199,29 @@ class TicketListener:
         self._worker: _TicketWorker | None = None
 
     def listen(self) -> None:
-        """Hand every ticket to ``on_ticket`` until ``end`` is called; outlasts Redis' absences."""
+        """Hand every ticket to ``on_ticket`` until ``end`` is called; outlasts Redis' absences.
+
+        Raises what ``on_ticket`` raises.
+        """
         while not self._ending:
-            try:
-                # A connection of its own: RQ's worker raises the time limit of the pool it is given.
-                redis = connect(self._redis_url, timeout=5)
+            ticket = self._next()
+            if ticket is not None and not self._ending:
+                self._on_ticket(ticket)
+
+    def _next(self) -> Ticket | None:
+        try:
+            # A connection of its own: RQ's worker raises the time limit of the pool it is given.
+            with connect(self._redis_url, timeout=5) as redis:
                 queue = Queue(QUEUE_NAMES[self._lane], connection=redis, serializer=JSONSerializer)
-                self._worker = _TicketWorker(queue=queue, redis=redis, on_ticket=self._on_ticket)
-                self._worker.work(logging_level="WARNING")
-            except RedisError as error:
-                log.warning("Redis is away", extra={"reason": str(error)[:200]})
-                time.sleep(1)
+                self._worker = _TicketWorker(queue=queue, redis=redis)
+                if not self._ending:
+                    # One message, then out: RQ would swallow what goes wrong while it is acted on.
+                    self._worker.work(max_jobs=1, logging_level="WARNING")
+                return self._worker.taken
+        except RedisError as error:
+            log.warning("Redis is away", extra={"reason": str(error)[:200]})
+            time.sleep(1)
+            return None
 
     def end(self) -> None:
         """Make ``listen`` return within about a second."""

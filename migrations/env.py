@@ -4,6 +4,8 @@ from alembic import context
 from sqlalchemy import create_engine, text
 from sqlalchemy.pool import NullPool
 
+from dreamforge import settings
+from dreamforge.store.engine import driver_url
 from dreamforge.store.tables import Table
 
 _MIGRATION_LOCK = 0x64726D66
@@ -12,16 +14,24 @@ _MIGRATION_LOCK = 0x64726D66
 
 def run() -> None:
     """Run the chosen migrations."""
-    url = context.config.get_main_option("sqlalchemy.url")
-    if url is None:
-        raise RuntimeError("no database URL: use dreamforge.store.migrate")
-    engine = create_engine(url, poolclass=NullPool)
+    engine = create_engine(_url(), poolclass=NullPool)
     with engine.begin() as connection:
         connection.execute(text("SELECT pg_advisory_xact_lock(:key)"), {"key": _MIGRATION_LOCK})
         context.configure(connection=connection, target_metadata=Table.metadata, compare_type=True)
         with context.begin_transaction():
             context.run_migrations()
     engine.dispose()
+
+
+def _url() -> str:
+    url = context.config.get_alembic_option("sqlalchemy.url")
+    if url:
+        return url
+    # `alembic …` typed by a developer.
+    given = settings.load().database_url
+    if given is None:
+        raise SystemExit("DREAMFORGE_DATABASE_URL is not set")
+    return driver_url(given.get_secret_value())
 
 
 run()

@@ -78,6 +78,19 @@ class RunningStack:
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
 
+    def listens(self) -> set[tuple[str, int]]:
+        """Address and port of every TCP socket that one of them listens on."""
+        heard: set[tuple[str, int]] = set()
+        for process in self.family():
+            # Runners and workers come and go.
+            with contextlib.suppress(psutil.NoSuchProcess):
+                heard |= {
+                    (connection.laddr.ip, connection.laddr.port)
+                    for connection in process.net_connections("tcp")
+                    if connection.status == psutil.CONN_LISTEN
+                }
+        return heard
+
     def send(self, number: signal.Signals) -> None:
         """Send it a signal, as a terminal or an init does."""
         self.process.send_signal(number)

@@ -61,10 +61,11 @@ def _stop(stack: Stack, report: Report) -> int:
     return 0
 
 
-def _greet(report: Report, stack: Stack, layout: Layout, *, image: Path, notice: str | None) -> None:
+def _greet(report: Report, stack: Stack, layout: Layout, *, image: Path | None, notice: str | None) -> None:
     url = stack.base_url
     report.say(f"\n[bold]Dream Forge is ready[/bold] after {report.total:.1f} s.\n")
-    report.say(f"  First image    {_short(image)}")
+    if image:
+        report.say(f"  First image    {_short(image)}")
     report.say(f"  API            {url}")
     report.say(f"  API docs       {url}/docs")
     report.say(f"  Ray dashboard  {layout.dashboard_url}")

@@ -13,7 +13,9 @@ from dreamforge.errors import StorageUnavailable
 from dreamforge.settings import inherited_environment
 
 ACCESS_KEY = "dreamforge"
+_BUCKET, _REGION = "dreamforge", "us-east-1"
 _START_SECONDS = 30.0
+_PROBE_SECONDS = 2.0
 
 
 class ObjectStore:
@@ -68,17 +70,18 @@ class ObjectStore:
         self._server.wait_until(self._answers, timeout=_START_SECONDS)
         return "rclone"
 
-    def blobs(self, *, bucket: str = "dreamforge", region: str = "us-east-1") -> Blobs:
-        """A client of one of its buckets."""
+    def blobs(self, *, read_timeout: float = 60.0) -> Blobs:
+        """A client of its bucket; ``read_timeout`` in seconds."""
         return Blobs(
             BlobSettings(
                 endpoint=self.endpoint,
                 public_endpoint=self.endpoint,
                 access_key=self.access_key,
                 secret_key=self.secret_key,
-                bucket=bucket,
-                region=region,
-            )
+                bucket=_BUCKET,
+                region=_REGION,
+            ),
+            read_timeout=read_timeout,
         )
 
     def stop(self, *, grace: float = 5.0) -> None:
@@ -88,7 +91,7 @@ class ObjectStore:
 
     def _answers(self) -> bool:
         try:
-            self.blobs().ensure_bucket()
+            self.blobs(read_timeout=_PROBE_SECONDS).ensure_bucket()
         except StorageUnavailable:
             return False
         return True

@@ -8,6 +8,7 @@ import subprocess
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 
 import psycopg
 from psycopg import sql
@@ -44,7 +45,7 @@ class Postgres:
 
     def url(self, database: str = DATABASE) -> str:
         """`postgresql://…` of one of its databases."""
-        return f"postgresql://{_OWNER}:{self._password}@{LOOPBACK}:{self._port}/{database}"
+        return f"postgresql://{_OWNER}:{quote(self._password, safe='')}@{LOOPBACK}:{self._port}/{database}"
 
     def start(self) -> None:
         """Make the data folder when there is none, and start the server."""

@@ -127,8 +127,8 @@ class RayHead:
             **inherited,
             **self._variables,
             "PYTHONPATH": os.pathsep.join(path),
-            # Ray takes the machine's address even where it is told 127.0.0.1, and then listens for everybody. This is its
-            # switch for clusters of one machine, whatever its name says (ray-project/ray#18730).
+            # Ray takes the machine's address even where it is told 127.0.0.1, and then listens for everybody. This is
+            # its switch for clusters of one machine, whatever its name says (ray-project/ray#18730).
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self._token_file),

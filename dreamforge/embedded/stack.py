@@ -19,6 +19,8 @@ from dreamforge.embedded.serve import ServeApplications, load_config
 from dreamforge.embedded.trouble import StackError
 from dreamforge.settings import Settings
 from dreamforge.store import migrate
+from dreamforge.store.claims import ClaimStore
+from dreamforge.store.engine import open_engine
 
 _DRAIN_MARGIN = 2.0
 _WATCH_SECONDS = 0.5
@@ -84,14 +86,20 @@ class Stack:
         self._deploy()
         return notice
 
-    def self_check(self) -> Path:
-        """Draw one image. Where it is."""
+    def self_check(self) -> Path | None:
+        """Draw one image. Where it is; None when jobs of before are still to be done, behind which it would wait."""
         target = self._layout.data_dir / "self-check.png"
         check = SelfCheck(base_url=self.base_url, alive=self.require_alive)
         try:
             with self._report.part("API", "waiting for /readyz to say ok"):
                 check.wait_until_ready()
-            with self._report.part("Self-check", "drawing one image"):
+            unfinished = self._unfinished_jobs()
+            with self._report.part("Self-check", "drawing one image") as remarks:
+                if unfinished:
+                    remarks.append(
+                        f"left out: {unfinished} unfinished {'job goes' if unfinished == 1 else 'jobs go'} first"
+                    )
+                    return None
                 check.draw(target)
         finally:
             check.close()
@@ -121,6 +129,13 @@ class Stack:
         for part in reversed(self._parts.values()):
             part.stop()
         (self._layout.data_dir / STATE_FILE).unlink(missing_ok=True)
+
+    def _unfinished_jobs(self) -> int:
+        engine = open_engine(self._layout.database_url, application="dreamforge-up", pool_size=1)
+        try:
+            return ClaimStore(engine=engine).unfinished_jobs()
+        finally:
+            engine.dispose()
 
     def _start_parts(self) -> None:
         # Ray takes longest: started first, waited for last.

@@ -2,6 +2,7 @@
 
 from importlib.util import find_spec
 from pathlib import Path
+from urllib.parse import quote
 
 from redis import Redis
 from redis.backoff import NoBackoff
@@ -33,7 +34,7 @@ class Valkey:
 
     def url(self) -> str:
         """`redis://…` of its first database."""
-        return f"redis://:{self._password}@{LOOPBACK}:{self._port}/0"
+        return f"redis://:{quote(self._password, safe='')}@{LOOPBACK}:{self._port}/0"
 
     def start(self) -> None:
         """Start the server."""

@@ -23,9 +23,16 @@ def build(folder: Path) -> None:
     """Write the model to ``folder``, which appears only when it is whole."""
     # By process: two that build at once do not write into each other's folder.
     unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
-    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        _pipeline().save_pretrained(unfinished, safe_serialization=True)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _pipeline() -> Any:
     pipeline: Any = StableDiffusionXLPipeline
-    pipeline(
+    return pipeline(
         vae=_vae(),
         text_encoder=_text_encoder(),
         text_encoder_2=_text_encoder_2(),
@@ -34,8 +41,7 @@ def build(folder: Path) -> None:
         unet=_unet(),
         scheduler=_scheduler(),
         add_watermarker=False,
-    ).save_pretrained(unfinished, safe_serialization=True)
-    unfinished.rename(folder)
+    )
 
 
 def _vocabulary() -> dict[str, int]:

@@ -4,7 +4,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, text, update
+from sqlalchemy import Connection, Engine, func, select, text, update
 
 from dreamforge.jobs.events import JobStarted, StepRescued
 from dreamforge.jobs.job import JobStatus, Lane, StepStatus, legal_predecessors
@@ -108,6 +108,12 @@ class ClaimStore:
         with database_errors(), self._engine.connect() as connection:
             rows = connection.execute(_DUE, {"lane": lane, "limit": limit}).all()
         return [DueStep(row.id, row.job_id, row.name, row.attempt, row.request_id) for row in rows]
+
+    def unfinished_jobs(self) -> int:
+        """How many jobs have not ended."""
+        over = [status for status in JobStatus if status.is_terminal]
+        with database_errors(), self._engine.connect() as connection:
+            return connection.execute(select(func.count()).where(JobRow.status.not_in(over))).scalar_one()
 
 
 def _start_job(connection: Connection, fence: Fence) -> None:

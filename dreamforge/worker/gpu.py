@@ -10,6 +10,13 @@ from typing import Any
 
 import pynvml
 
+from dreamforge.errors import GpuError
+
+_NO_DRIVER = (
+    pynvml.nvmlExceptionClass(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND),
+    pynvml.nvmlExceptionClass(pynvml.NVML_ERROR_DRIVER_NOT_LOADED),
+)
+
 
 @dataclass(frozen=True)
 class GpuDevice:
@@ -27,6 +34,13 @@ class NoGpu:
 
 
 @dataclass(frozen=True)
+class BrokenGpu:
+    """There should be one, and NVML cannot reach it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class GpuMemoryReading:
     """Bytes in use by everybody on the card, and in all."""
 
@@ -34,16 +48,25 @@ class GpuMemoryReading:
     total_bytes: int
 
 
-def visible_gpu(cuda_visible_devices: str | None) -> GpuDevice | NoGpu:
-    """The first GPU that ``CUDA_VISIBLE_DEVICES`` names, by index or UUID; without the variable the first of all."""
+def visible_gpu(cuda_visible_devices: str | None) -> GpuDevice | NoGpu | BrokenGpu:
+    """The first GPU that ``CUDA_VISIBLE_DEVICES`` names, by index or UUID; without the variable the first of all.
+
+    A machine without a driver or a card has none. One whose driver fails, or that lacks the card that was named, has a
+    broken one: a step for it must fail, not crawl along on the CPU.
+    """
     try:
         with _nvml():
+            if pynvml.nvmlDeviceGetCount() == 0:
+                return NoGpu("the machine has none")
             handle = _handle(cuda_visible_devices)
             if handle is None:
                 return NoGpu("CUDA_VISIBLE_DEVICES names none")
             return GpuDevice(uuid=_text(pynvml.nvmlDeviceGetUUID(handle)), name=_text(pynvml.nvmlDeviceGetName(handle)))
-    except pynvml.NVMLError as error:
+    except _NO_DRIVER as error:
         return NoGpu(str(error))
+    except pynvml.NVMLError as error:
+        named = f"CUDA_VISIBLE_DEVICES={cuda_visible_devices}: " if cuda_visible_devices else ""
+        return BrokenGpu(f"{named}{error}")
 
 
 def count_gpus() -> int:
@@ -56,10 +79,13 @@ def count_gpus() -> int:
 
 
 def read_memory(device: GpuDevice) -> GpuMemoryReading:
-    """The card's memory now. Raises ``pynvml.NVMLError`` when the card is gone."""
-    with _nvml():
-        memory: Any = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(device.uuid.encode()))
-        return GpuMemoryReading(used_bytes=int(memory.used), total_bytes=int(memory.total))
+    """The card's memory now. Raises ``GpuError`` when the card does not answer."""
+    try:
+        with _nvml():
+            memory: Any = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByUUID(device.uuid.encode()))
+            return GpuMemoryReading(used_bytes=int(memory.used), total_bytes=int(memory.total))
+    except pynvml.NVMLError as error:
+        raise GpuError(f"NVML: {error}", details={"gpu": device.uuid}) from error
 
 
 def _handle(cuda_visible_devices: str | None) -> Any:

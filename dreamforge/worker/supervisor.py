@@ -125,9 +125,7 @@ class Supervisor:
                 raise self._crash(runner, error) from error
             self._memory.note_peak(last.peak_memory)
             runner.wait(LEAVE_SECONDS)
-        return (
-            Failure(last.code, last.message, last.details, last.suggestions) if isinstance(last, StepFailed) else None
-        )
+        return self._failed(last, runner) if isinstance(last, StepFailed) else None
 
     def _prepare(self, call: StepCall) -> PrepareStep:
         model = call.model

@@ -1,7 +1,9 @@
 """Jobs and models for tests that do not care about the rest."""
 
+import asyncio
 import uuid
-from typing import Any
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
 
 from sqlalchemy import Engine
 from uuid6 import uuid7
@@ -11,9 +13,12 @@ from dreamforge.jobs.plan import plan
 from dreamforge.models.descriptor import SizeRange, sdxl_schema
 from dreamforge.models.parameters import resolve_parameters
 from dreamforge.store.claims import Claim, ClaimStore
-from dreamforge.store.jobs import NewJob
+from dreamforge.store.engine import open_async_engine
+from dreamforge.store.events import EventFilter, EventRecord
+from dreamforge.store.jobs import JobRecord, JobStore, NewJob
 from dreamforge.store.models import ModelRegistry, NewModel, NewModelFile
 
+_Result = TypeVar("_Result")
 SCHEMA = sdxl_schema(size=SizeRange(least=64, most=512, default=64), default_steps=2)
 
 
@@ -58,3 +63,38 @@ def a_job(model: NewModel, *, count: int = 1, priority: Priority = Priority.NORM
 def claim(engine: Engine, *, lease_seconds: float = 30.0) -> Claim | None:
     """Claim the best due step."""
     return ClaimStore(engine=engine).claim(lane=Lane.GPU, lease_token=uuid.uuid4(), lease_seconds=lease_seconds)
+
+
+class Jobs:
+    """The API's store, for tests that are not async."""
+
+    def __init__(self, database_url: str) -> None:
+        self._url = database_url
+
+    def submit(self, new: NewJob) -> None:
+        """Write the job; no ticket goes out."""
+        self._run(lambda store: store.submit(new))
+
+    def find(self, job_id: uuid.UUID) -> JobRecord:
+        """The job, which must be there."""
+        record = self._run(lambda store: store.find(job_id))
+        assert record is not None
+        return record
+
+    def events(self, job_id: uuid.UUID, wanted: EventFilter | None = None) -> list[EventRecord]:
+        """The job's events, oldest first."""
+
+        async def collect(store: JobStore) -> list[EventRecord]:
+            return [event async for event in store.events(job_id, wanted or EventFilter())]
+
+        return self._run(collect)
+
+    def _run(self, use: Callable[[JobStore], Coroutine[Any, Any, _Result]]) -> _Result:
+        async def run() -> _Result:
+            engine = open_async_engine(self._url, application="tests")
+            try:
+                return await use(JobStore(engine=engine))
+            finally:
+                await engine.dispose()
+
+        return asyncio.run(run())

@@ -1,5 +1,10 @@
 """The migrations build what the tables say, and take it down again."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Connection
 
@@ -52,3 +57,21 @@ def test_down_leaves_nothing_and_up_works_again(empty_database_url: str) -> None
 
 def test_a_second_upgrade_changes_nothing(database_url: str) -> None:
     migrate.upgrade(database_url)
+
+
+def _alembic(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DREAMFORGE_")}
+    command = [sys.executable, "-m", "alembic", *arguments]
+    root = Path(__file__).parents[2]
+    return subprocess.run(
+        command, env=inherited | variables, cwd=root, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_alembic_s_own_command_works_on_the_database_of_the_settings(empty_database_url: str) -> None:
+    assert _alembic("upgrade", "head", DREAMFORGE_DATABASE_URL=empty_database_url).returncode == 0
+    checked = _alembic("check", DREAMFORGE_DATABASE_URL=empty_database_url)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    without = _alembic("current")
+    assert without.returncode == 1
+    assert "DREAMFORGE_DATABASE_URL is not set" in without.stderr

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from redis import Redis
 from rq import Callback, Queue
-from rq.serializers import DefaultSerializer, JSONSerializer
+from rq.serializers import DefaultSerializer, JSONSerializer, Serializer
 
 from dreamforge.errors import QueueUnavailable
 from dreamforge.jobs.job import Lane
@@ -45,7 +45,7 @@ def _wait(condition: Callable[[], object], *, seconds: float = 10) -> None:
         time.sleep(0.02)
 
 
-def _queue(redis: Redis, serializer: type = JSONSerializer) -> Queue:
+def _queue(redis: Redis, serializer: Serializer = JSONSerializer) -> Queue:
     return Queue(QUEUE_NAMES[Lane.GPU], connection=redis, serializer=serializer)
 
 

@@ -1,6 +1,5 @@
 """Jobs, claims, leases and endings over a real Postgres."""
 
-import asyncio
 import threading
 import uuid
 from collections.abc import Iterator
@@ -18,11 +17,10 @@ from dreamforge.jobs.outcome import Failure, Outcome
 from dreamforge.store.attempts import AttemptStore, NewArtifact
 from dreamforge.store.claims import Claim, ClaimStore
 from dreamforge.store.endings import EndingStore
-from dreamforge.store.engine import open_async_engine, open_engine
-from dreamforge.store.events import EventFilter, EventRecord
+from dreamforge.store.engine import open_engine
+from dreamforge.store.events import EventFilter
 from dreamforge.store.fence import Fence
-from dreamforge.store.jobs import JobRecord, JobStore, NewJob
-from tests.integration.factories import a_job, a_model, claim
+from tests.integration.factories import Jobs, a_job, a_model, claim
 
 
 @pytest.fixture
@@ -32,43 +30,6 @@ def engine(database_url: str) -> Iterator[Engine]:
         connection.execute(text("TRUNCATE jobs, models CASCADE"))
     yield engine
     engine.dispose()
-
-
-class Jobs:
-    """The API's store, for tests that are not async."""
-
-    def __init__(self, database_url: str) -> None:
-        self._url = database_url
-
-    def submit(self, new: NewJob) -> None:
-        async def run(store: JobStore) -> None:
-            await store.submit(new)
-
-        self._run(run)
-
-    def find(self, job_id: uuid.UUID) -> JobRecord:
-        async def run(store: JobStore) -> JobRecord | None:
-            return await store.find(job_id)
-
-        record = self._run(run)
-        assert record is not None
-        return record
-
-    def events(self, job_id: uuid.UUID, wanted: EventFilter | None = None) -> list[EventRecord]:
-        async def run(store: JobStore) -> list[EventRecord]:
-            return [event async for event in store.events(job_id, wanted or EventFilter())]
-
-        return self._run(run)
-
-    def _run(self, use):  # noqa: ANN001, ANN202 # pyright: ignore
-        async def run():  # noqa: ANN202 # pyright: ignore
-            engine = open_async_engine(self._url, application="tests")
-            try:
-                return await use(JobStore(engine=engine))
-            finally:
-                await engine.dispose()
-
-        return asyncio.run(run())
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import psutil
@@ -31,8 +32,7 @@ from dreamforge.store.jobs import NewJob
 from dreamforge.worker.gpu import NoGpu
 from dreamforge.worker.memory import MemoryWatch
 from dreamforge.worker.supervisor import Limits, Node, Supervisor
-from tests.integration.factories import a_job, a_model, claim
-from tests.integration.test_store import Jobs
+from tests.integration.factories import Jobs, a_job, a_model, claim
 
 pytestmark = pytest.mark.timeout(180)
 
@@ -56,7 +56,7 @@ class Bench:
         self.folder = folder
         self.model = a_model(engine, local_path=str(model_path))
 
-    def submit(self, *, count: int = 1, **params: object) -> NewJob:
+    def submit(self, *, count: int = 1, **params: Any) -> NewJob:
         new = a_job(self.model, count=count, **params)
         self.jobs.submit(new)
         return new

@@ -147,10 +147,17 @@ say(grandchild.pid)
 
 
 def test_no_child_and_no_zombie_is_left_behind_an_error() -> None:
-    with pytest.raises(RuntimeError, match="in the middle"), _running("say('up')" + _WAIT) as runner:
-        assert _heard(runner) == "up"
-        raise RuntimeError("in the middle")
-    assert not psutil.pid_exists(runner.pid)
+    pids: list[int] = []
+
+    def fail_in_the_middle() -> None:
+        with _running("say('up')" + _WAIT) as runner:
+            assert _heard(runner) == "up"
+            pids.append(runner.pid)
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        fail_in_the_middle()
+    assert not psutil.pid_exists(pids[0])
 
 
 def test_stopping_twice_signals_once(monkeypatch: pytest.MonkeyPatch) -> None:

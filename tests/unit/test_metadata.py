@@ -80,8 +80,10 @@ def _visible(text: str) -> str:
 
 _characters = st.characters(exclude_categories=["Cs"], exclude_characters="\0\u2060")
 _forged = st.sampled_from(
-    ["\n", "\r", "\u2028", "\x85", " ", "\ufeff", "Negative prompt:", "negative prompt: x", "Steps: 1, Sampler: Evil,"]
-    + ["Seed: 666, Size: 1x1, CFG scale: 1", '"', "\\", ",", ":"]
+    [
+        *("\n", "\r", "\u2028", "\x85", " ", "\ufeff", '"', "\\", ",", ":"),
+        *("Negative prompt:", "negative prompt: x", "Steps: 1, Sampler: Evil,", "Seed: 666, Size: 1x1, CFG scale: 1"),
+    ]
 )
 PROMPTS = st.text(_characters, max_size=40) | st.lists(_forged | st.text(_characters, max_size=6), max_size=8).map(
     "".join
@@ -167,7 +169,9 @@ def _harmless_lines(prompt: str) -> str:
 @given(PARAMETERS)
 def test_only_the_last_line_begins_like_the_line_of_fields(given_: GenerationParameters) -> None:
     lines = given_.parameters_text().splitlines()
-    assert [line.strip("\ufeff \t").lower().startswith("steps:") for line in lines] == [False] * (len(lines) - 1) + [True]
+    assert [line.strip("\ufeff \t").lower().startswith("steps:") for line in lines] == [False] * (len(lines) - 1) + [
+        True
+    ]
 
 
 @given(PARAMETERS)

@@ -1,0 +1,336 @@
+"""The dispatcher over a real Ray, Postgres and Valkey; only the supervisor's work is played, in real Ray tasks."""
+
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import ray
+from ray import ObjectRef
+from redis import Redis
+from sqlalchemy import Engine, text
+
+from dreamforge.dispatch.cluster import GpuNode, gpu_nodes
+from dreamforge.dispatch.dispatcher import Dispatcher, DispatcherTimes
+from dreamforge.dispatch.flight import FlightTimes
+from dreamforge.jobs.job import JobStatus, Lane, StepStatus
+from dreamforge.queue import Ticket, TicketQueue, connect
+from dreamforge.store.claims import Claim
+from dreamforge.store.engine import open_engine
+from dreamforge.store.jobs import JobRecord, NewJob
+from dreamforge.store.models import NewModel
+from tests.integration.factories import Jobs, a_job, a_model
+from tests.running_stack import wait_for
+
+pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("cluster")]
+
+ONE_GPU = [GpuNode(id="a", address="127.0.0.1", gpus=1)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    ray.init(
+        num_cpus=1,
+        num_gpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        configure_logging=False,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    engine = open_engine(database_url, application="tests", pool_size=12)
+    with engine.begin() as connection:
+        connection.execute(text("TRUNCATE jobs, models, heartbeats CASCADE"))
+    yield engine
+    engine.dispose()
+
+
+def _play(behaviour: str, database_url: str, order: dict[str, Any]) -> None:
+    """What a supervisor does, as far as the dispatcher can see it. Runs in a Ray worker."""
+    from dreamforge.jobs.events import StepStarted  # noqa: PLC0415 - in the worker
+    from dreamforge.jobs.outcome import Outcome  # noqa: PLC0415
+    from dreamforge.store.attempts import AttemptStore, NewArtifact  # noqa: PLC0415
+    from dreamforge.store.fence import Fence  # noqa: PLC0415
+
+    engine = open_engine(database_url, application="played", pool_size=1)
+    attempt = AttemptStore(engine=engine, fence=Fence(**order))
+    call = attempt.load_call()
+    attempt.start(StepStarted(step=call.step, attempt=order["attempt"], node="played"), metadata={"pid": os.getpid()})
+    if behaviour == "raise":
+        raise ValueError("a secret is in this trace: hunter2")
+    if behaviour == "die":
+        os._exit(7)
+    if behaviour == "hang":
+        time.sleep(600)
+    for item in call.items:
+        attempt.publish(
+            NewArtifact(
+                id=uuid.uuid4(),
+                item_index=item.index,
+                format="png",
+                width=64,
+                height=64,
+                seed=item.index,
+                s3_key=f"played/{order['step_id']}/{item.index}",
+                size_bytes=1,
+                checksum="00" * 32,
+                metadata={},
+                timings={},
+            )
+        )
+    attempt.report(Outcome(), metadata={})
+    if behaviour == "die after the report":
+        os._exit(7)
+
+
+class Service:
+    """A dispatcher and jobs for it."""
+
+    def __init__(self, *, engine: Engine, database_url: str, redis_url: str) -> None:
+        self.engine = engine
+        self.jobs = Jobs(database_url)
+        self.model: NewModel = a_model(engine)
+        self.nodes: Callable[[], list[GpuNode]] = lambda: ONE_GPU
+        self.new_token: Callable[[], uuid.UUID] = uuid.uuid4
+        self.submitted: list[ObjectRef[None]] = []
+        self.dispatcher: Dispatcher | None = None
+        self._database_url = database_url
+        self._redis_url = redis_url
+
+    def start(self, behaviour: str = "well", *, drain: float = 5.0, outbox: float = 0.1, **resources: float) -> None:
+        task = ray.remote(num_gpus=1, num_cpus=0, max_calls=1, max_retries=0, resources=resources)(_play)
+
+        def submit(claim: Claim) -> "ObjectRef[None]":
+            self.submitted.append(task.remote(behaviour, self._database_url, vars(claim.fence)))
+            return self.submitted[-1]
+
+        self.dispatcher = Dispatcher(
+            id="test",
+            node="127.0.0.1",
+            engine=self.engine,
+            redis_url=self._redis_url,
+            submit=submit,
+            nodes=lambda: self.nodes(),
+            times=DispatcherTimes(
+                flight=FlightTimes(lease=30, lease_renew=0.5, start_timeout=60),
+                heartbeat=0.1,
+                outbox=outbox,
+                drain=drain,
+            ),
+            new_token=lambda: self.new_token(),
+        )
+        self.dispatcher.start()
+
+    def stop(self) -> None:
+        if self.dispatcher is not None:
+            self.dispatcher.stop()
+        for task in self.submitted:
+            ray.cancel(task, force=True)
+
+    def submit(self, **options: Any) -> NewJob:
+        """As the API does when Redis is away: without a ticket."""
+        new = replace(a_job(self.model, count=2), options=options)
+        self.jobs.submit(new)
+        return new
+
+    def find(self, new: NewJob) -> JobRecord:
+        return self.jobs.find(new.id)
+
+    def status(self, new: NewJob) -> str:
+        return self.find(new).job.status
+
+    def ended(self, new: NewJob) -> JobRecord:
+        wait_for(lambda: JobStatus(self.status(new)).is_terminal, what="the job's end")
+        return self.find(new)
+
+    def slots(self) -> int | None:
+        with self.engine.connect() as connection:
+            return connection.scalar(text("SELECT (info_json->>'slots')::int FROM heartbeats WHERE kind='dispatcher'"))
+
+
+@pytest.fixture
+def service(engine: Engine, database_url: str, redis_url: str) -> Iterator[Service]:
+    connect(redis_url).flushall()
+    service = Service(engine=engine, database_url=database_url, redis_url=redis_url)
+    yield service
+    service.stop()
+
+
+def test_what_is_due_when_it_starts_is_run(service: Service) -> None:
+    new = service.submit()
+    service.start()
+    record = service.ended(new)
+    assert (record.job.status, record.job.items_done, record.job.progress) == (JobStatus.SUCCEEDED, 2, 1.0)
+    assert [step.status for step in record.steps] == [StepStatus.SUCCEEDED]
+
+
+def test_a_ticket_wakes_a_slot_that_waits(service: Service, redis_url: str) -> None:
+    service.start(outbox=3600)
+    wait_for(lambda: service.slots() == 2, what="the slots")
+    wait_for(lambda: _waiting(connect(redis_url)) == 2, what="the slots' wait")
+    new = service.submit()
+    TicketQueue(redis=connect(redis_url), lane=Lane.GPU).push(
+        Ticket(step_id=str(new.step_ids[0]), job_id=str(new.id), step="generate", attempt=0, request_id="test")
+    )
+    assert service.ended(new).job.status == JobStatus.SUCCEEDED
+
+
+def _waiting(redis: Redis) -> int:
+    clients: Any = redis.client_list()
+    return sum(client["cmd"] in {"blmove", "brpoplpush"} for client in clients)
+
+
+def test_jobs_without_a_ticket_are_run_even_after_redis_has_lost_everything(service: Service, redis_url: str) -> None:
+    service.start()
+    wait_for(lambda: _waiting(connect(redis_url)) == 2, what="the slots' wait")
+    connect(redis_url).flushall()
+    jobs = [service.submit() for _ in range(5)]
+    assert {service.ended(new).job.status for new in jobs} == {JobStatus.SUCCEEDED}
+
+
+def test_a_job_that_nothing_can_place_fails_in_its_time_and_the_next_one_runs(service: Service) -> None:
+    service.start(nowhere=1)
+    record = service.ended(service.submit(start_timeout=0.7))
+    assert record.job.status == JobStatus.FAILED
+    assert record.job.error_json is not None
+    assert record.job.error_json["code"] == "no_capacity"
+    assert record.job.error_json["details"] == {"asked_for": {"GPU": 1}}
+    assert service.dispatcher is not None
+    service.dispatcher.check()
+
+
+@pytest.mark.parametrize(("behaviour", "code"), [("raise", "internal"), ("die", "node_lost")])
+def test_a_supervisor_that_ends_without_a_report_fails_its_own_step_only(
+    service: Service, behaviour: str, code: str
+) -> None:
+    service.start(behaviour)
+    jobs = [service.submit(), service.submit()]
+    for new in jobs:
+        record = service.ended(new)
+        assert record.job.status == JobStatus.FAILED
+        error = record.job.error_json
+        assert error is not None
+        assert error["code"] == record.steps[0].error_json["code"] == code  # pyright: ignore[reportOptionalSubscript] - it is there
+        assert "hunter2" not in str(error)
+        assert [event.code for event in service.jobs.events(new.id)][-2:] == ["step.failed", "job.failed"]
+
+
+def test_a_supervisor_that_dies_after_its_report_has_succeeded(service: Service) -> None:
+    service.start("die after the report")
+    assert service.ended(service.submit()).job.status == JobStatus.SUCCEEDED
+
+
+def test_a_step_that_was_taken_away_is_left_alone(service: Service) -> None:
+    service.start("hang")
+    new = service.submit()
+    wait_for(lambda: service.find(new).steps[0].started_at, what="the start")
+    with service.engine.begin() as connection:
+        connection.execute(text("UPDATE steps SET lease_token = gen_random_uuid() WHERE job_id = :id"), {"id": new.id})
+    ray.cancel(service.submitted[0], force=True)
+    next_ = service.submit(start_timeout=30)
+    wait_for(lambda: service.find(next_).steps[0].started_at, what="the next step's start")
+    assert service.status(new) == JobStatus.RUNNING
+    assert service.dispatcher is not None
+    service.dispatcher.check()
+
+
+def test_leaving_it_puts_back_what_it_cannot_wait_for_and_the_next_one_finishes_it(service: Service) -> None:
+    service.start("hang", drain=0.3)
+    new = service.submit()
+    wait_for(lambda: service.find(new).steps[0].started_at, what="the start")
+    assert service.dispatcher is not None
+    began = time.monotonic()
+    service.dispatcher.stop()
+    assert time.monotonic() - began < 8
+    (step,) = service.find(new).steps
+    assert (step.status, step.attempt, step.lease_token, step.failures) == (StepStatus.QUEUED, 1, None, 0)
+    rescued = service.jobs.events(new.id)[-1]
+    assert (rescued.code, rescued.payload["reason"]) == ("step.rescued", "dispatcher_stopped")
+    service.start()
+    record = service.ended(new)
+    assert (record.job.status, record.steps[0].attempt) == (JobStatus.SUCCEEDED, 2)
+
+
+def test_leaving_it_waits_for_what_ends_in_time_and_claims_nothing_more(service: Service) -> None:
+    service.start(drain=30)
+    first = service.submit()
+    wait_for(lambda: service.status(first) != JobStatus.QUEUED, what="the claim")
+    assert service.dispatcher is not None
+    service.dispatcher.stop()
+    assert service.status(first) == JobStatus.SUCCEEDED
+    late = service.submit()
+    with pytest.raises(AssertionError, match="did not come about"):
+        wait_for(lambda: service.status(late) != JobStatus.QUEUED, seconds=1.5)
+
+
+def test_slots_follow_the_cluster_s_gpus_and_one_more(service: Service) -> None:
+    nodes = [GpuNode(id="a", address="10.0.0.1", gpus=1)]
+    service.nodes = lambda: nodes
+    service.start()
+    wait_for(lambda: service.slots() == 2, what="two slots")
+    nodes.append(GpuNode(id="b", address="10.0.0.2", gpus=4))
+    wait_for(lambda: service.slots() == 6, what="six slots")
+    nodes.clear()
+    wait_for(lambda: service.slots() == 1, what="one slot")
+    assert service.dispatcher is not None
+    service.dispatcher.check()
+
+
+def test_the_cluster_tells_its_gpu_nodes() -> None:
+    (node,) = gpu_nodes()
+    assert (node.address, node.gpus) == (ray.util.get_node_ip_address(), 2)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_slot_is_unhealthy(service: Service) -> None:
+    service.start()
+    wait_for(lambda: service.slots() == 2, what="the slots")
+    assert service.dispatcher is not None
+    service.dispatcher.check()
+
+    def fail() -> uuid.UUID:
+        raise RuntimeError("nobody foresaw this")
+
+    service.new_token = fail
+    service.submit()
+    wait_for(lambda: _is_unhealthy(service, "slot"), what="the finding")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_dead_loop_is_unhealthy(service: Service) -> None:
+    service.start()
+    wait_for(lambda: service.slots() == 2, what="the slots")
+
+    def fail() -> list[GpuNode]:
+        raise SystemExit
+
+    service.nodes = fail
+    wait_for(lambda: _is_unhealthy(service, "capacity"), what="the finding")
+
+
+def test_a_loop_goes_on_after_an_error(service: Service) -> None:
+    def fail() -> list[GpuNode]:
+        raise ValueError("once")
+
+    service.nodes = fail
+    service.start()
+    new = service.submit()
+    service.nodes = lambda: ONE_GPU
+    assert service.ended(new).job.status == JobStatus.SUCCEEDED
+    assert not _is_unhealthy(service, "")
+
+
+def _is_unhealthy(service: Service, name: str) -> bool:
+    assert service.dispatcher is not None
+    try:
+        service.dispatcher.check()
+    except RuntimeError as error:
+        return name in str(error)
+    return False
