@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import httpx2
 import psutil
 
 from dreamforge.embedded.ports import free_port
+from dreamforge.embedded.ray_head import ray_folder
 
 READY_SECONDS = 150.0
 OVER = {"succeeded", "failed", "cancelled"}
@@ -100,16 +102,16 @@ class RunningStack:
         return self.process.wait(seconds)
 
     def kill(self) -> None:
-        """End it and everything below it, whatever state it is in."""
-        if self.process.poll() is not None:
-            return
-        family = self.family()
-        self.send(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self.process.wait(25)
-        for process in family:
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        """End it and everything below it, whatever state it is in, and remove what Ray keeps outside its folder."""
+        if self.process.poll() is None:
+            family = self.family()
+            self.send(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(25)
+            for process in family:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        shutil.rmtree(ray_folder(self.data_dir), ignore_errors=True)
 
     def state(self) -> dict[str, Any]:
         """What it wrote about itself."""

@@ -40,9 +40,9 @@ class RayHead:
         self._token_file = token_file
         self._variables = variables
         self._session_link = log.parent / "ray-session"
-        # Short, because of the sockets in it: a socket's path has 107 bytes at most.
-        digest = hashlib.sha256(f"{os.getuid()} {data_dir}".encode()).hexdigest()[:8]
-        self.folder = Path("/tmp") / f"df-{digest}"  # noqa: S108 - see above; its owner and mode are checked
+        self.folder = ray_folder(data_dir)
+        # Ray opens its folder to everybody: it lies inside of ours, which is closed.
+        self._sessions = self.folder / "r"
         self._server: ServerProcess | None = None
 
     @property
@@ -87,7 +87,7 @@ class RayHead:
 
         self._server.wait_until(answers, timeout=_START_SECONDS)
         self._session_link.unlink(missing_ok=True)
-        self._session_link.symlink_to(self.folder / "session_latest" / "logs")
+        self._session_link.symlink_to(self._sessions / "session_latest" / "logs")
         return version[-1]
 
     def stop(self, *, grace: float = 6.0) -> None:
@@ -105,7 +105,7 @@ class RayHead:
 
     def _forget_old_sessions(self) -> None:
         # The last one's logs may be wanted.
-        sessions = sorted(path for path in self.folder.glob("session_2*") if path.is_dir())
+        sessions = sorted(path for path in self._sessions.glob("session_2*") if path.is_dir())
         for session in sessions[:-1]:
             shutil.rmtree(session, ignore_errors=True)
 
@@ -116,7 +116,7 @@ class RayHead:
             f"--dashboard-host={LOOPBACK}", f"--dashboard-port={self._ports.dashboard}",
             f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
             "--min-worker-port=0", "--max-worker-port=0",
-            f"--num-gpus={self._gpus}", f"--temp-dir={self.folder}",
+            f"--num-gpus={self._gpus}", f"--temp-dir={self._sessions}",
         ]  # fmt: skip
 
     def _environment(self) -> dict[str, str]:
@@ -148,6 +148,15 @@ class RayHead:
             # Seconds that a replica goes on listening for requests that HAProxy may still send it; 30 by default.
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         }
+
+
+def ray_folder(data_dir: Path) -> Path:
+    """Where the Ray of this data folder keeps sockets and sessions.
+
+    Short, because of the sockets: a socket's path has 107 bytes at most.
+    """
+    digest = hashlib.sha256(f"{os.getuid()} {data_dir}".encode()).hexdigest()[:8]
+    return Path("/tmp") / f"df-{digest}"  # noqa: S108 - whoever uses it checks its owner and mode
 
 
 def authorization(token: str) -> dict[str, str]:
