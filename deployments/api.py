@@ -5,6 +5,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
+from deployments.loopback import keep_to_loopback
 from deployments.resources import database_url, open_blobs, redis_url
 from dreamforge import settings as environment
 from dreamforge import telemetry
@@ -30,6 +31,7 @@ def build(arguments: ApiArguments) -> Application:
     """The application, for `serve_config.yaml`."""
 
     def on_replica() -> FastAPI:
+        keep_to_loopback()
         return build_app(database_connections=arguments.database_connections)
 
     deploy = serve.deployment(

@@ -7,6 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
+from deployments.loopback import keep_to_loopback
 from deployments.resources import database_url, redis_url
 from deployments.step import submit
 from dreamforge import settings as environment
@@ -34,6 +35,7 @@ class DispatcherReplica:
 
     def __init__(self, arguments: DispatcherArguments) -> None:
         telemetry.install()
+        keep_to_loopback()
         settings = environment.load()
         self._engine = open_engine(
             database_url(settings), application="dreamforge-dispatcher", pool_size=arguments.database_connections

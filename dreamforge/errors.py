@@ -95,6 +95,10 @@ class BodyTooLarge(RequestError):
     code = "body_too_large"
 
 
+class SchemaUnknown(DreamForgeError):
+    """The database was migrated by another version of Dream Forge, probably a newer one: use that version."""
+
+
 class Unavailable(DreamForgeError):
     """Something the service depends on cannot be reached."""
 

@@ -52,6 +52,10 @@ class Settings(BaseSettings):
     ray_address: str | None = Field(default=None, validation_alias="RAY_ADDRESS")
     """`http://host:8265`, the dashboard of a Ray cluster. Set: no embedded Ray head is started."""
 
+    ray_auth_token: SecretStr | None = Field(default=None, validation_alias="RAY_AUTH_TOKEN")
+    ray_auth_token_path: Path | None = Field(default=None, validation_alias="RAY_AUTH_TOKEN_PATH")
+    """What that cluster's dashboard asks for, or the file that holds it."""
+
     redis_outage: Literal["accept", "reject"] = "accept"
     """What POST /v1/jobs does while Redis is away: accept (the job waits in Postgres) or answer 503."""
     max_body: int = Field(default=1_048_576, ge=1024)

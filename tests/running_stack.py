@@ -40,6 +40,7 @@ class RunningStack:
             for name in ("PORT", "POSTGRES_PORT", "REDIS_PORT", "S3_PORT", "RAY_PORT", "DASHBOARD_PORT")
         }
         self.base_url = f"http://127.0.0.1:{self.ports['PORT']}"
+        self.ray_folder = ray_folder(data_dir)
         self._variables = variables
         self.output = data_dir / "up.out"
 
@@ -111,7 +112,7 @@ class RunningStack:
             for process in family:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
-        shutil.rmtree(ray_folder(self.data_dir), ignore_errors=True)
+        shutil.rmtree(self.ray_folder, ignore_errors=True)
 
     def state(self) -> dict[str, Any]:
         """What it wrote about itself."""

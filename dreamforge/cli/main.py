@@ -3,6 +3,9 @@
 import typer
 
 from dreamforge import __version__
+from dreamforge.cli.down import down
+from dreamforge.cli.logs import logs
+from dreamforge.cli.status import status
 from dreamforge.cli.up import up
 
 app = typer.Typer(
@@ -12,6 +15,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command()(up)
+app.command()(down)
+app.command()(status)
+app.command()(logs)
 
 
 @app.command()

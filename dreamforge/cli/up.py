@@ -1,64 +1,128 @@
-"""`dreamforge up`: the whole service on this machine, in the foreground."""
+"""`dreamforge up`: the whole service on this machine."""
 
+import subprocess
+import sys
+import time
 from pathlib import Path
+from typing import Annotated
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
 
-from dreamforge import settings as environment
+from dreamforge.cli.configuration import load_settings, told_to
 from dreamforge.embedded.interrupts import HurryRequested, Interrupts, StopRequested
-from dreamforge.embedded.layout import Layout, lay_out
+from dreamforge.embedded.layout import Layout, lay_out, prepare_data_dir
 from dreamforge.embedded.report import Report
 from dreamforge.embedded.stack import Stack
-from dreamforge.embedded.trouble import StackError
-from dreamforge.errors import DreamForgeError
+from dreamforge.embedded.state import StackState, holder, read_state
+from dreamforge.embedded.trouble import AlreadyRunning, StackError
 from dreamforge.settings import Settings
 from dreamforge.worker.gpu import count_gpus
 
 _LOGICAL_GPUS = 1
+_POLL_SECONDS = 0.2
+UP_LOG = "up.log"
 
 
-def up() -> None:
-    """Start everything on this machine and run until Ctrl-C."""
+def up(
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Go to the background once the service is ready.")
+    ] = False,
+) -> None:
+    """Start everything on this machine and run until Ctrl-C. What ends by itself is started again."""
     console = Console()
+    with told_to(console):
+        settings = load_settings()
+        try:
+            if detach:
+                _detach(settings, console)
+            else:
+                _run_in_foreground(settings, console)
+        except AlreadyRunning as error:
+            _say_where(console, error.data_dir)
+
+
+def _run_in_foreground(settings: Settings, console: Console) -> None:
     interrupts = Interrupts()
     interrupts.install()
     try:
-        code = _run(_load_settings(), console, interrupts)
-    except (StackError, DreamForgeError) as error:
-        console.print(f"[red]✗[/red] {_plain(error)}", highlight=False, soft_wrap=True)
-        code = 1
+        data_dir = prepare_data_dir(settings)
+        report = Report(console=console, log=data_dir / "logs" / UP_LOG)
+        layout = lay_out(settings, gpus=_gpus(settings))
+        _run(Stack(settings=settings, layout=layout, interrupts=interrupts, report=report), layout, report)
     except (StopRequested, HurryRequested):
-        code = 0
-    raise typer.Exit(code)
+        return
 
 
-def _run(settings: Settings, console: Console, interrupts: Interrupts) -> int:
-    report = Report(console=console)
-    layout = lay_out(settings, gpus=_gpus(settings))
-    stack = Stack(settings=settings, layout=layout, interrupts=interrupts, report=report)
+def _run(stack: Stack, layout: Layout, report: Report) -> None:
     try:
         notice = stack.start()
         image = stack.self_check()
         _greet(report, stack, layout, image=image, notice=notice)
         stack.watch()
     except StopRequested:
-        return _stop(stack, report)
+        _stop(stack, report)
     except BaseException:
         stack.stop_parts()
         raise
-    return 0
 
 
-def _stop(stack: Stack, report: Report) -> int:
+def _stop(stack: Stack, report: Report) -> None:
     report.say()
     try:
         with report.part("Stopped", "stopping; Ctrl-C again to stop at once"):
             stack.stop()
     except HurryRequested:
         stack.stop_parts()
-    return 0
+
+
+def _detach(settings: Settings, console: Console) -> None:
+    data_dir = prepare_data_dir(settings)
+    if holder(data_dir) is not None:
+        raise AlreadyRunning(data_dir)
+    log = data_dir / "logs" / UP_LOG
+    with log.open("a+") as stream:
+        shown = stream.seek(0, 2)
+        child = subprocess.Popen(
+            [sys.executable, "-m", "dreamforge.cli.main", "up"],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            # Only what nobody foresaw is said there.
+            stderr=stream,
+            start_new_session=True,
+        )
+    try:
+        _follow(child, data_dir, log, shown, console)
+    except KeyboardInterrupt:
+        child.terminate()
+        child.wait()
+        raise
+    console.print("\nIt goes on in the background. [bold]dreamforge status[/bold], logs, down.", highlight=False)
+
+
+def _follow(child: subprocess.Popen[bytes], data_dir: Path, log: Path, shown: int, console: Console) -> None:
+    """Show what the child says until it is ready. Raises ``StackError`` when it ends before."""
+    while True:
+        code = child.poll()
+        state = read_state(data_dir)
+        with log.open() as stream:
+            stream.seek(shown)
+            for line in stream:
+                # Without the time, which the log has.
+                console.print("  " + line.rstrip().partition(" ")[2], highlight=False, markup=False, soft_wrap=True)
+            shown = stream.tell()
+        if code is not None:
+            raise StackError(f"It did not start; see {log}.")
+        if state is not None and state.pid == child.pid and state.ready_at is not None:
+            return
+        time.sleep(_POLL_SECONDS)
+
+
+def _say_where(console: Console, data_dir: Path) -> None:
+    state: StackState | None = read_state(data_dir)
+    where = f" The API is at {state.api}." if state and state.ready_at else " It is still starting."
+    console.print(f"A stack is running over {data_dir} already.{where}", highlight=False, soft_wrap=True)
+    console.print("[bold]dreamforge status[/bold] tells more; [bold]dreamforge down[/bold] stops it.", highlight=False)
 
 
 def _greet(report: Report, stack: Stack, layout: Layout, *, image: Path | None, notice: str | None) -> None:
@@ -84,24 +148,10 @@ def _greet(report: Report, stack: Stack, layout: Layout, *, image: Path | None, 
     report.say("\nCtrl-C stops everything. Data stay.")
 
 
-def _load_settings() -> Settings:
-    try:
-        return environment.load()
-    except ValidationError as error:
-        first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"]).upper()
-        where = f"DREAMFORGE_{name}: " if name and name != "RAY_ADDRESS" else ""
-        raise StackError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
-
-
 def _gpus(settings: Settings) -> int:
     if settings.gpus is not None:
         return settings.gpus
     return count_gpus() or _LOGICAL_GPUS
-
-
-def _plain(error: StackError | DreamForgeError) -> str:
-    return error.message if isinstance(error, DreamForgeError) else str(error)
 
 
 def _short(path: Path) -> str:

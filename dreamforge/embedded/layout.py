@@ -8,8 +8,10 @@ from pydantic import SecretStr
 
 from dreamforge.blobs import BlobSettings
 from dreamforge.embedded.object_store import ObjectStore
+from dreamforge.embedded.part import Part
 from dreamforge.embedded.postgres import Postgres
 from dreamforge.embedded.ray_head import RayHead, RayPorts
+from dreamforge.embedded.trouble import StackError
 from dreamforge.embedded.valkey import Valkey
 from dreamforge.settings import Settings
 
@@ -26,12 +28,38 @@ class Layout:
     database_url: str
     blobs: BlobSettings
     dashboard_url: str
+    ray_token: str | None
+
+    def parts(self) -> dict[str, Part]:
+        """The embedded ones by name, in the order in which the others need them."""
+        named: dict[str, Part | None] = {
+            "postgres": self.postgres,
+            "valkey": self.valkey,
+            "s3": self.object_store,
+            "ray": self.ray,
+        }
+        return {name: part for name, part in named.items() if part is not None}
+
+
+def prepare_data_dir(settings: Settings) -> Path:
+    """The data folder, made when there is none, with the folder for logs in it. Raises ``StackError``."""
+    data_dir = settings.data_dir.absolute()
+    try:
+        data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        (data_dir / "logs").mkdir(mode=0o700, exist_ok=True)
+        probe = data_dir / "logs" / ".writable"
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise StackError(
+            f"The data folder {data_dir} cannot be used ({error.strerror}). Set DREAMFORGE_DATA_DIR to another one."
+        ) from error
+    return data_dir
 
 
 def lay_out(settings: Settings, *, gpus: int) -> Layout:
     """The parts that ``settings`` ask for. Nothing is started, secrets are made."""
-    data_dir = settings.data_dir.absolute()
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    data_dir = prepare_data_dir(settings)
     postgres = None if settings.database_url else _postgres(settings, data_dir)
     valkey = None if settings.redis_url else _valkey(settings, data_dir)
     store = None if settings.s3_endpoint else _object_store(settings, data_dir)
@@ -50,7 +78,8 @@ def lay_out(settings: Settings, *, gpus: int) -> Layout:
         ray=ray,
         database_url=database_url,
         blobs=blobs,
-        dashboard_url=ray.dashboard_url if ray else str(settings.ray_address),
+        dashboard_url=ray.dashboard_url if ray else str(settings.ray_address).rstrip("/"),
+        ray_token=ray.token() if ray else _given_token(settings),
     )
 
 
@@ -118,6 +147,12 @@ def _variables(
         "DREAMFORGE_S3_ACCESS_KEY": blobs.access_key,
         "DREAMFORGE_S3_SECRET_KEY": blobs.secret_key,
     }
+
+
+def _given_token(settings: Settings) -> str | None:
+    if settings.ray_auth_token_path:
+        return settings.ray_auth_token_path.read_text().strip()
+    return _secret(settings.ray_auth_token) or None
 
 
 def _secret(value: SecretStr | None) -> str:

@@ -39,6 +39,11 @@ class ObjectStore:
         """`http://…`, without a bucket."""
         return f"http://{LOOPBACK}:{self._port}"
 
+    @property
+    def address(self) -> str:
+        """The same, under the name that every part has."""
+        return self.endpoint
+
     def start(self) -> None:
         """Start the server."""
         self._data.mkdir(mode=0o700, parents=True, exist_ok=True)

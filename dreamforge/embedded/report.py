@@ -1,17 +1,24 @@
-"""What `dreamforge up` says while it works: a live line for each part in a terminal, plain lines elsewhere."""
+"""What `dreamforge up` says while it works: a live line for each part in a terminal, plain lines elsewhere.
+
+All of it goes to a log file too, with the time before each line.
+"""
 
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
+from datetime import datetime
+from pathlib import Path
 
 from rich.console import Console
+from rich.text import Text
 
 
 class Report:
     """Lines about the parts, and the seconds they took."""
 
-    def __init__(self, *, console: Console) -> None:
+    def __init__(self, *, console: Console, log: Path) -> None:
         self._console = console
+        self._log = log
         self._began = time.monotonic()
         self.seconds: dict[str, float] = {}
 
@@ -20,6 +27,7 @@ class Report:
         """A part of the work. Put words into the list that is yielded to have them said when it is done."""
         remarks: list[str] = []
         began = time.monotonic()
+        self._keep(f"{name}: {doing}")
         if self._console.is_terminal:
             waiting = self._console.status(f"{name}: {doing}")
         else:
@@ -28,14 +36,28 @@ class Report:
         with waiting:
             yield remarks
         self.seconds[name] = round(time.monotonic() - began, 2)
-        said = " ".join([name, *remarks])
-        self._console.print(f"[green]✓[/green] {said:<44} {self.seconds[name]:5.1f} s", highlight=False)
+        self.done(" ".join([name, *remarks]), self.seconds[name])
+
+    def done(self, what: str, seconds: float) -> None:
+        """Say that something is done, and how long it took."""
+        self.say(f"[green]✓[/green] {what:<44} {seconds:5.1f} s")
+
+    def warn(self, what: str) -> None:
+        """Say that something is wrong."""
+        self.say(f"[yellow]![/yellow] {what}")
 
     def say(self, line: str = "") -> None:
-        """Print a line."""
+        """Print a line; it may hold rich's markup."""
+        self._keep(Text.from_markup(line).plain)
         self._console.print(line, highlight=False, soft_wrap=True)
 
     @property
     def total(self) -> float:
         """Seconds since the beginning."""
         return time.monotonic() - self._began
+
+    def _keep(self, line: str) -> None:
+        if not line.strip():
+            return
+        with self._log.open("a") as stream:
+            stream.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line.strip()}\n")

@@ -1,51 +1,31 @@
 """The order of things: what starts after what, and what stops before what."""
 
-import fcntl
-import json
 import os
 import time
 from pathlib import Path
-from typing import IO, Protocol
+from typing import NoReturn
 
 from dreamforge.blobs import Blobs
 from dreamforge.embedded import builtin
+from dreamforge.embedded.external import require_external
 from dreamforge.embedded.interrupts import Interrupts
 from dreamforge.embedded.layout import Layout
+from dreamforge.embedded.orphans import adopt_orphans, end_orphans
+from dreamforge.embedded.part import TITLES, Part
 from dreamforge.embedded.ports import require_free
-from dreamforge.embedded.process import ServerProcess
 from dreamforge.embedded.report import Report
 from dreamforge.embedded.self_check import SelfCheck
 from dreamforge.embedded.serve import ServeApplications, load_config
+from dreamforge.embedded.space import require_space
+from dreamforge.embedded.state import DataDirLock, PartState, StackState, forget_state, write_state
 from dreamforge.embedded.trouble import StackError
+from dreamforge.embedded.watch import Watch
 from dreamforge.settings import Settings
 from dreamforge.store import migrate
 from dreamforge.store.claims import ClaimStore
 from dreamforge.store.engine import open_engine
 
 _DRAIN_MARGIN = 2.0
-_WATCH_SECONDS = 0.5
-STATE_FILE = "stack.json"
-
-
-class Part(Protocol):
-    """A server of the stack."""
-
-    @property
-    def process(self) -> ServerProcess | None:
-        """Its process once it was started."""
-        ...
-
-    def start(self) -> None:
-        """Start it."""
-        ...
-
-    def wait_ready(self) -> str:
-        """Its version once it answers."""
-        ...
-
-    def stop(self) -> None:
-        """End it."""
-        ...
 
 
 class Stack:
@@ -56,15 +36,12 @@ class Stack:
         self._layout = layout
         self._interrupts = interrupts
         self._report = report
-        self._lock: IO[str] | None = None
+        self._parts: dict[str, Part] = layout.parts()
+        self._versions: dict[str, str] = {}
+        self._started_at = time.time()
+        self._ready_at: float | None = None
+        self._lock = DataDirLock(layout.data_dir)
         self._applications: ServeApplications | None = None
-        parts: dict[str, Part | None] = {
-            "PostgreSQL": layout.postgres,
-            "Valkey": layout.valkey,
-            "S3": layout.object_store,
-            "Ray": layout.ray,
-        }
-        self._parts = {name: part for name, part in parts.items() if part is not None}
 
     @property
     def base_url(self) -> str:
@@ -73,8 +50,20 @@ class Stack:
 
     def start(self) -> str | None:
         """Start everything. The notice of the built-in model, when that is what jobs will find."""
-        self._lock_data_dir()
+        self._lock.acquire()
+        adopt_orphans()
+        require_space(self._layout.data_dir)
         self._require_ports()
+        if any(
+            (
+                self._settings.database_url,
+                self._settings.redis_url,
+                self._settings.s3_endpoint,
+                self._settings.ray_address,
+            )
+        ):
+            with self._report.part("Servers of yours", "asking whether they let us in"):
+                require_external(self._settings, self._layout.blobs)
         self._start_parts()
         with self._report.part("Schema", "migrating"):
             migrate.upgrade(self._layout.database_url)
@@ -82,8 +71,10 @@ class Stack:
             Blobs(self._layout.blobs).ensure_bucket()
         with self._report.part("Model", "looking; the built-in one is made the first time"):
             notice = builtin.install_if_empty(self._settings, self._layout.database_url)
-        self._wait_ready("Ray")
-        self._deploy()
+        self._wait_ready("ray")
+        self._applications = self._connect_applications()
+        with self._report.part("Service", "deploying serve_config.yaml"):
+            self._deploy()
         return notice
 
     def self_check(self) -> Path | None:
@@ -105,17 +96,17 @@ class Stack:
             check.close()
         return target
 
-    def watch(self) -> None:
-        """Never return: raises ``StackError`` when a server ends."""
-        while True:
-            self.require_alive()
-            time.sleep(_WATCH_SECONDS)
+    def watch(self) -> NoReturn:
+        """Say that the stack is ready, and start again whatever ends, for ever."""
+        self._ready_at = time.time()
+        self._write_state()
+        Watch(parts=self._parts, revive=self._revive, report=self._report).run()
 
     def require_alive(self) -> None:
         """Raise ``StackError`` when a server has ended."""
         for name, part in self._parts.items():
             if part.process is not None and part.process.exit_code is not None:
-                raise StackError(f"{name} has ended:\n{part.process.log_tail()}")
+                raise StackError(f"{TITLES[name]} has ended:\n{part.process.log_tail()}")
 
     def stop(self) -> None:
         """Stop what was started: the applications drain, then the servers they need go, in order."""
@@ -128,7 +119,9 @@ class Stack:
         """Stop the servers, without waiting for anything in flight."""
         for part in reversed(self._parts.values()):
             part.stop()
-        (self._layout.data_dir / STATE_FILE).unlink(missing_ok=True)
+        if self._lock.is_held:
+            end_orphans(known=())
+            forget_state(self._layout.data_dir)
 
     def _unfinished_jobs(self) -> int:
         engine = open_engine(self._layout.database_url, application="dreamforge-up", pool_size=1)
@@ -142,33 +135,37 @@ class Stack:
         for part in reversed(self._parts.values()):
             with self._interrupts.held():
                 part.start()
-        for name in ("PostgreSQL", "Valkey", "S3"):
+        for name in ("postgres", "valkey", "s3"):
             self._wait_ready(name)
-        self._write_state()
 
     def _wait_ready(self, name: str) -> None:
         part = self._parts.get(name)
         if part is not None:
-            with self._report.part(name, "starting") as remarks:
-                remarks.append(part.wait_ready())
+            with self._report.part(TITLES[name], "starting") as remarks:
+                self._versions[name] = part.wait_ready()
+                remarks.append(self._versions[name])
+            self._write_state()
+
+    def _revive(self, name: str) -> None:
+        part = self._parts[name]
+        with self._interrupts.held():
+            part.start()
+        self._versions[name] = part.wait_ready()
+        if name == "ray":
+            # What Serve knew went with the head.
+            self._deploy()
+        self._write_state()
+
+    def _connect_applications(self) -> ServeApplications:
+        return ServeApplications(
+            dashboard_url=self._layout.dashboard_url, token=self._layout.ray_token, alive=self.require_alive
+        )
 
     def _deploy(self) -> None:
-        token = self._layout.ray.token() if self._layout.ray else None
-        self._applications = ServeApplications(
-            dashboard_url=self._layout.dashboard_url, token=token, alive=self.require_alive
-        )
-        with self._report.part("Service", "deploying serve_config.yaml"):
-            self._applications.deploy(load_config(host=self._settings.host, port=self._settings.port))
-            self._applications.wait_until_running()
-
-    def _lock_data_dir(self) -> None:
-        self._lock = (self._layout.data_dir / "lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise StackError(
-                f"A stack is running over {self._layout.data_dir} already. Set DREAMFORGE_DATA_DIR for another one."
-            ) from error
+        if self._applications is None:
+            raise StackError("Ray was not started.")
+        self._applications.deploy(load_config(host=self._settings.host, port=self._settings.port))
+        self._applications.wait_until_running()
 
     def _require_ports(self) -> None:
         settings, layout = self._settings, self._layout
@@ -186,14 +183,23 @@ class Stack:
                 require_free(port, what=what, setting=setting, host=host)
 
     def _write_state(self) -> None:
-        pids = {name: part.process.pid for name, part in self._parts.items() if part.process is not None}
-        state = {
-            "pid": os.getpid(),
-            "pids": pids,
-            "api": self.base_url,
-            "dashboard": self._layout.dashboard_url,
-            "database_url": self._layout.database_url,
+        parts = {
+            name: PartState(
+                title=TITLES[name],
+                pid=part.process.pid,
+                version=self._versions.get(name),
+                address=part.address,
+                log=str(part.process.log),
+            )
+            for name, part in self._parts.items()
+            if part.process is not None
         }
-        path = self._layout.data_dir / STATE_FILE
-        path.touch(mode=0o600)
-        path.write_text(json.dumps(state, indent=2))
+        state = StackState(
+            pid=os.getpid(),
+            started_at=self._started_at,
+            ready_at=self._ready_at,
+            api=self.base_url,
+            dashboard=self._layout.dashboard_url,
+            parts=parts,
+        )
+        write_state(self._layout.data_dir, state)

@@ -32,6 +32,11 @@ class Valkey:
         """The running server."""
         return self._server
 
+    @property
+    def address(self) -> str:
+        """`host:port`."""
+        return f"{LOOPBACK}:{self._port}"
+
     def url(self) -> str:
         """`redis://…` of its first database."""
         return f"redis://:{quote(self._password, safe='')}@{LOOPBACK}:{self._port}/0"

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
+from alembic.util import CommandError
 
-from dreamforge.store.engine import driver_url
+from dreamforge.errors import SchemaUnknown
+from dreamforge.store.engine import database_errors, driver_url
 
 _PACKAGE = Path(__file__).resolve().parent.parent
 
@@ -25,8 +27,16 @@ def alembic_config(database_url: str) -> Config:
 
 
 def upgrade(database_url: str, revision: str = "head") -> None:
-    """Migrate up. Safe to run by several processes at once: they take turns on an advisory lock."""
-    command.upgrade(alembic_config(database_url), revision)
+    """Migrate up. Safe to run by several processes at once: they take turns on an advisory lock.
+
+    Raises ``SchemaUnknown`` for a database that a newer version has migrated, ``DatabaseUnavailable`` for one that is
+    away.
+    """
+    with database_errors():
+        try:
+            command.upgrade(alembic_config(database_url), revision)
+        except CommandError as error:
+            raise SchemaUnknown(f"{SchemaUnknown.__doc__} ({error})") from error
 
 
 def downgrade(database_url: str, revision: str) -> None:

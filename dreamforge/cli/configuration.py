@@ -1,0 +1,43 @@
+"""The settings, and trouble with them, as commands meet both."""
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from dreamforge import settings as environment
+from dreamforge.embedded.trouble import StackError
+from dreamforge.errors import DreamForgeError
+from dreamforge.settings import Settings
+
+
+def load_settings() -> Settings:
+    """Read the settings. Raises ``StackError`` that names the variable that is wrong."""
+    try:
+        return environment.load()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = "_".join(str(part) for part in first["loc"]).upper()
+        where = f"DREAMFORGE_{name}: " if name and name != "RAY_ADDRESS" else ""
+        raise StackError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
+
+
+@contextmanager
+def told_to(console: Console) -> Generator[None]:
+    """A block whose foreseen trouble ends the command with one sentence and exit code 1."""
+    try:
+        yield
+    except StackError as error:
+        _tell(console, str(error))
+        raise typer.Exit(1) from error
+    except DreamForgeError as error:
+        _tell(console, error.message)
+        raise typer.Exit(1) from error
+
+
+def _tell(console: Console, sentence: str) -> None:
+    console.print("[red]✗[/red] ", end="")
+    # A message may hold brackets, which are no markup.
+    console.print(sentence, highlight=False, soft_wrap=True, markup=False)

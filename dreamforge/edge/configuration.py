@@ -1,0 +1,158 @@
+"""Ray Serve's HAProxy configuration, made fit for clients.
+
+Serve writes the configuration from a template (``ray/serve/_private/haproxy_templates.py``) that has no place for rules
+of our own. What is changed:
+
+- every error is answered in the API's envelope: bad request lines, huge headers, slow clients, dead replicas, and the
+  plain text of Serve itself;
+- headers by which a client could change how Serve runs its request are dropped;
+- a request id that is not sane is replaced, so that nothing unchecked comes back in an answer;
+- `/-/routes`, and all of `/-/` but the health check, is nobody's business;
+- the metrics and statistics pages listen on loopback, and the admin socket is its owner's.
+
+See HAProxy's configuration manual, sections 4.2 (`http-error`) and 4.3 (`return`).
+"""
+
+import re
+from dataclasses import dataclass, field
+
+REQUEST_SECONDS = 15
+"""Seconds a client may take to send its request's head, and the first 16 KiB of its body."""
+_LOOPBACK = "127.0.0.1"
+_SECTION = re.compile(r"^(global|defaults|frontend|backend|listen)\b")
+
+
+class UnknownConfiguration(Exception):
+    """The template is not the one that these changes were made for."""
+
+
+@dataclass
+class _Section:
+    header: str
+    lines: list[str] = field(default_factory=list[str])
+
+    def replace(self, pattern: str, replacement: str) -> None:
+        """Replace in the lines that match. Raises when there is none."""
+        compiled = re.compile(pattern)
+        if not any(compiled.search(line) for line in self.lines):
+            raise UnknownConfiguration(f"no line like {pattern!r} in section {self.header!r}")
+        self.lines = [compiled.sub(replacement, line) for line in self.lines]
+
+    def drop(self, pattern: str) -> None:
+        """Leave out the lines that match."""
+        self.lines = [line for line in self.lines if not re.search(pattern, line)]
+
+    def insert_after(self, pattern: str, added: list[str]) -> None:
+        """Put lines behind the first that matches. Raises when there is none."""
+        for index, line in enumerate(self.lines):
+            if re.search(pattern, line):
+                self.lines[index + 1 : index + 1] = [f"    {new}" for new in added]
+                return
+        raise UnknownConfiguration(f"no line like {pattern!r} in section {self.header!r}")
+
+
+def edit(configuration: str) -> str:
+    """The configuration with our changes. Raises ``UnknownConfiguration``."""
+    preamble, sections = _split(configuration)
+    _named(sections, "global").replace(r"mode 666", "mode 600")
+    _answer_in_the_envelope(_named(sections, "defaults"))
+    _named(sections, "frontend prometheus").replace(r"bind :", f"bind {_LOOPBACK}:")
+    _named(sections, "listen stats").replace(r"bind \*:", f"bind {_LOOPBACK}:")
+    _guard(_named(sections, "frontend http_frontend"))
+    _named(sections, "backend default_backend").replace(
+        r"http-request return .*", _return(503, _STARTING, request_id="var(txn.request_id)")
+    )
+    text = "\n".join("\n".join([section.header, *section.lines]) for section in sections)
+    return "\n".join([*preamble, text]) + "\n"
+
+
+def _split(configuration: str) -> tuple[list[str], list[_Section]]:
+    preamble: list[str] = []
+    sections: list[_Section] = []
+    for line in configuration.splitlines():
+        if _SECTION.match(line):
+            sections.append(_Section(header=line))
+        elif sections:
+            sections[-1].lines.append(line)
+        else:
+            preamble.append(line)
+    return preamble, sections
+
+
+def _named(sections: list[_Section], header: str) -> _Section:
+    for section in sections:
+        if section.header.strip() == header:
+            return section
+    raise UnknownConfiguration(f"no section {header!r}")
+
+
+def _answer_in_the_envelope(defaults: _Section) -> None:
+    defaults.drop(r"^\s*errorfile ")
+    # Before a request could be read it has no id: the one that HAProxy makes is used.
+    early = [_http_error(status, *_EARLY[status], request_id="unique-id") for status in _EARLY]
+    late = [_http_error(status, *_AWAY, request_id="var(txn.request_id)") for status in (500, 502, 503, 504)]
+    defaults.lines += [f"    {line}" for line in (*early, *late)]
+
+
+def _guard(frontend: _Section) -> None:
+    plain_text = "!{ res.hdr(content-type) -m beg application/ }"
+    frontend.insert_after(
+        r"^\s*bind ",
+        [
+            f"timeout http-request {REQUEST_SECONDS}s",
+            "unique-id-format %[uuid]",
+            "http-request set-var(txn.request_id) req.hdr(x-request-id) "
+            "if { req.hdr(x-request-id) -m reg ^[A-Za-z0-9._:-]{1,128}$ } { req.hdr_cnt(x-request-id) 1 }",
+            "http-request set-var(txn.request_id) unique-id if !{ var(txn.request_id) -m found }",
+            "http-request set-header x-request-id %[var(txn.request_id)]",
+            "http-request del-header x-request-timeout-seconds",
+            "http-request del-header x-request-disconnect-disabled",
+            f"http-request {_reply(404, *_NOWHERE, request_id='var(txn.request_id)')} "
+            "if { path_beg -i /-/ } !{ path -i /-/healthz }",
+            f"http-request wait-for-body time {REQUEST_SECONDS}s if METH_POST",
+            *(
+                f"http-response {_reply(status, *_SERVE_TEXT[status], request_id='var(txn.request_id)')} "
+                f"if {{ status {status} }} {plain_text}"
+                for status in _SERVE_TEXT
+            ),
+            "http-response del-header server",
+        ],
+    )
+
+
+_AWAY = ("service_unavailable", "The service does not answer. Try again soon.")
+_STARTING = ("service_unavailable", "The service is starting or stopping. Try again soon.")
+_NOWHERE = ("not_found", "There is nothing at this address.")
+_SLOW = ("request_timeout", "The request did not arrive in time.")
+_EARLY = {
+    400: ("invalid_request", "The request is not valid HTTP, or its head is too large."),
+    408: _SLOW,
+    413: ("body_too_large", "The request body is too large."),
+    501: ("invalid_request", "The request uses a part of HTTP that is not supported."),
+}
+_SERVE_TEXT = {404: _NOWHERE, 408: _SLOW, 500: ("internal", "Something went wrong inside the service."), 503: _AWAY}
+_RETRY_AFTER = 5
+
+
+def _http_error(status: int, code: str, message: str, *, request_id: str) -> str:
+    return f"http-error {_content(status, code, message, request_id=request_id)}"
+
+
+def _reply(status: int, code: str, message: str, *, request_id: str) -> str:
+    return f"return {_content(status, code, message, request_id=request_id)}"
+
+
+def _return(status: int, texts: tuple[str, str], *, request_id: str) -> str:
+    return f"http-request {_reply(status, *texts, request_id=request_id)}"
+
+
+def _content(status: int, code: str, message: str, *, request_id: str) -> str:
+    body = (
+        f'{{"error":{{"code":"{code}","message":"{message}","details":{{}},"job_id":null,'
+        f'"request_id":"%[{request_id}]"}}}}'
+    )
+    retry = f" hdr retry-after {_RETRY_AFTER}" if status in {500, 502, 503, 504} and code != "internal" else ""
+    return (
+        f"status {status} content-type application/json lf-string '{body}' "
+        f"hdr x-request-id %[{request_id}] hdr cache-control no-store{retry}"
+    )

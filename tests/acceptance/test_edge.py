@@ -1,0 +1,150 @@
+"""What clients meet first: HAProxy with our rules, in front of the replicas."""
+
+import json
+import os
+import signal
+import socket
+import time
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from tests.running_stack import RunningStack, wait_for
+
+pytestmark = pytest.mark.timeout(300)
+
+_PATIENCE = 40.0
+
+
+def _spoken(stack: RunningStack, request: bytes) -> tuple[int, dict[str, str], Any]:
+    """Status, headers and JSON body that raw bytes are answered with."""
+    with socket.create_connection(("127.0.0.1", stack.ports["PORT"]), timeout=_PATIENCE) as connection:
+        connection.sendall(request)
+        answer = b""
+        while chunk := connection.recv(65536):
+            answer += chunk
+    head, _, body = answer.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = {name.lower(): value for name, value in (line.split(": ", 1) for line in lines)}
+    return int(status.split()[1]), headers, json.loads(body)
+
+
+def _assert_envelope(status: int, headers: dict[str, str], body: Any, *, code: str) -> None:
+    assert headers["content-type"] == "application/json"
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"code", "message", "details", "job_id", "request_id"}
+    assert body["error"]["code"] == code
+    assert body["error"]["request_id"] == headers["x-request-id"]
+    assert len(headers["x-request-id"]) >= 16
+    assert len(json.dumps(body)) < 4096
+    assert status >= 400
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"this is no HTTP\r\n\r\n",
+        b"GET /healthz\x00 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nX-Huge: " + b"a" * 40_000 + b"\r\n\r\n",
+        b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n{}",
+    ],
+    ids=["no HTTP", "NUL", "huge header", "huge path", "negative length", "two lengths"],
+)
+def test_what_is_no_http_is_answered_in_the_envelope(stack: RunningStack, request_: bytes) -> None:
+    status, headers, body = _spoken(stack, request_)
+    assert status == 400
+    _assert_envelope(status, headers, body, code="invalid_request")
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\n",
+        b'POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"type":',
+    ],
+    ids=["head", "body"],
+)
+def test_a_slow_client_is_told_and_let_go(stack: RunningStack, request_: bytes) -> None:
+    began = time.monotonic()
+    status, headers, body = _spoken(stack, request_)
+    assert 5 < time.monotonic() - began < 30
+    assert status == 408
+    _assert_envelope(status, headers, body, code="request_timeout")
+
+
+@pytest.mark.parametrize("path", ["/-/routes", "/-/ROUTES", "/-/", "/-/anything"])
+def test_what_serve_tells_about_itself_is_not_public(stack: RunningStack, path: str) -> None:
+    answer = stack.get(path)
+    assert answer.status_code == 404
+    _assert_envelope(answer.status_code, dict(answer.headers), answer.json(), code="not_found")
+
+
+def test_the_health_of_the_edge_is_public(stack: RunningStack) -> None:
+    assert stack.get("/-/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("header", ["x-request-timeout-seconds", "X-Request-Timeout-Seconds"])
+def test_a_client_cannot_cut_a_request_short(stack: RunningStack, header: str) -> None:
+    for _ in range(5):
+        answer = httpx2.get(f"{stack.base_url}/v1/models", headers={header: "0.000001"})
+        assert answer.status_code == 200
+
+
+def _echoed(stack: RunningStack, *given: str) -> str:
+    answer = httpx2.get(f"{stack.base_url}/v1/nowhere", headers=[("X-Request-Id", value) for value in given])
+    assert answer.headers.get_list("x-request-id") == [answer.json()["error"]["request_id"]]
+    return answer.headers["x-request-id"]
+
+
+def test_a_sane_request_id_comes_back_and_no_other(stack: RunningStack) -> None:
+    assert _echoed(stack, "order-17:a_b.c") == "order-17:a_b.c"
+    for insane in ("a b", "x" * 129, "<script>", "%[env(PATH)]", "\xe9"):
+        assert insane not in _echoed(stack, insane)
+    assert _echoed(stack, "first", "second") not in {"first", "second"}
+    assert _echoed(stack) != _echoed(stack)
+
+
+def test_nothing_of_the_stack_listens_beyond_loopback(stack: RunningStack) -> None:
+    heard = {ip.removeprefix("::ffff:") for ip, _ in stack.listens()}
+    assert heard == {"127.0.0.1"}
+
+
+def test_the_admin_socket_is_its_owner_s(stack: RunningStack) -> None:
+    (folder,) = {path.parent for path in stack.ray_folder.glob("h/*/admin.sock")}
+    assert (folder / "admin.sock").stat().st_mode & 0o077 == 0
+    assert stack.ray_folder.stat().st_mode & 0o077 == 0
+
+
+def _replicas(stack: RunningStack, name: str) -> list[psutil.Process]:
+    return [process for process in stack.family() if f"ServeReplica:{name}" in " ".join(process.cmdline())]
+
+
+def test_a_dead_replica_is_not_noticed_by_those_who_ask_next(stack: RunningStack) -> None:
+    one, *others = _replicas(stack, "api:Api")
+    assert others
+    os.kill(one.pid, signal.SIGKILL)
+    for _ in range(50):
+        assert stack.get("/healthz").status_code == 200
+    wait_for(lambda: len(_replicas(stack, "api:Api")) == 2, what="the other replica's return")
+
+
+def test_when_every_replica_is_dead_the_answer_is_an_envelope_until_they_are_back(stack: RunningStack) -> None:
+    wait_for(lambda: len(_replicas(stack, "api:Api")) == 2, what="both replicas")
+    for process in _replicas(stack, "api:Api"):
+        os.kill(process.pid, signal.SIGKILL)
+    seen: set[int] = set()
+    deadline = time.monotonic() + 60
+    while 200 not in seen or 503 not in seen:
+        assert time.monotonic() < deadline, seen
+        answer = stack.get("/healthz")
+        seen.add(answer.status_code)
+        if answer.status_code != 200:
+            assert answer.status_code == 503
+            assert int(answer.headers["retry-after"]) > 0
+            _assert_envelope(503, dict(answer.headers), answer.json(), code="service_unavailable")
+            seen.discard(200)
+    wait_for(lambda: stack.get("/readyz").status_code == 200, what="readiness")
