@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +19,17 @@ from dreamforge.embedded.ports import free_port
 from dreamforge.embedded.ray_head import ray_folder
 
 READY_SECONDS = 150.0
+_DREAMFORGE = (sys.executable, "-m", "dreamforge.cli.main")
 OVER = {"succeeded", "failed", "cancelled"}
 
 
-def wait_for(condition: Callable[[], object], *, seconds: float = 60.0, what: str = "it") -> None:
-    """Return once ``condition`` holds; fail after ``seconds``."""
+def wait_for(
+    condition: Callable[[], object], *, seconds: float = 60.0, what: str = "it", instead: Callable[[], object] = str
+) -> None:
+    """Return once ``condition`` holds; fail after ``seconds``, with what is there ``instead``."""
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come about within {seconds:g} s"
+        assert time.monotonic() < deadline, f"{what} did not come about within {seconds:g} s {instead()}"
         time.sleep(0.05)
 
 
@@ -44,24 +47,43 @@ class RunningStack:
         self._variables = variables
         self.output = data_dir / "up.out"
 
-    def start(self) -> None:
-        """Start it; see ``wait_until_ready``."""
+    @property
+    def environment(self) -> dict[str, str]:
+        """What its commands find in their environment."""
         inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DREAMFORGE_", "RAY_"))}
-        environment = {
+        return {
             **inherited,
             **{f"DREAMFORGE_{name}": str(port) for name, port in self.ports.items()},
             "DREAMFORGE_DATA_DIR": str(self.data_dir),
             "DREAMFORGE_GPUS": "1",
             **self._variables,
         }
+
+    def start(self, *, within: Sequence[str] = ()) -> None:
+        """Start it; see ``wait_until_ready``. ``within`` is a command that runs another one, as `unshare` does."""
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dreamforge.cli.main", "up"],
-                env=environment,
+                [*within, *_DREAMFORGE, "up"],
+                env=self.environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
             )
+
+    def command(self, *arguments: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
+        """Run `dreamforge …` over its data folder to the end."""
+        return subprocess.run(
+            [*_DREAMFORGE, *arguments],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+
+    def spawn(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start `dreamforge …` over its data folder, with its output in a pipe."""
+        return subprocess.Popen([*_DREAMFORGE, *arguments], env=self.environment, stdout=subprocess.PIPE, text=True)
 
     def said(self) -> str:
         """What it has printed so far."""

@@ -24,20 +24,28 @@ def load_settings() -> Settings:
         raise StackError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
 
 
+FORESEEN = (StackError, DreamForgeError, OSError)
+"""What ends a command with one sentence; anything else is a bug and shows its trace."""
+
+
+def sentence_of(error: BaseException) -> str:
+    """What a person is told of ``error``."""
+    match error:
+        case DreamForgeError():
+            return error.message
+        case OSError(filename=str(name)):
+            return f"{name}: {error.strerror}."
+        case _:
+            return str(error)
+
+
 @contextmanager
 def told_to(console: Console) -> Generator[None]:
     """A block whose foreseen trouble ends the command with one sentence and exit code 1."""
     try:
         yield
-    except StackError as error:
-        _tell(console, str(error))
+    except FORESEEN as error:
+        console.print("[red]✗[/red] ", end="")
+        # A message may hold brackets, which are no markup.
+        console.print(sentence_of(error), highlight=False, soft_wrap=True, markup=False)
         raise typer.Exit(1) from error
-    except DreamForgeError as error:
-        _tell(console, error.message)
-        raise typer.Exit(1) from error
-
-
-def _tell(console: Console, sentence: str) -> None:
-    console.print("[red]✗[/red] ", end="")
-    # A message may hold brackets, which are no markup.
-    console.print(sentence, highlight=False, soft_wrap=True, markup=False)

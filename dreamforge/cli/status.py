@@ -23,7 +23,7 @@ _MIB = 1024 * 1024
 
 @dataclass(frozen=True)
 class PartStatus:
-    """One server as it is now. ``memory_mib`` is of all its processes, shared pages counted once for each."""
+    """One server as it is now. ``memory_mib`` is of all its processes (PSS: shared pages are shared out)."""
 
     name: str
     title: str
@@ -113,8 +113,8 @@ def _family(pid: int) -> list[psutil.Process]:
 
 def _memory(process: psutil.Process) -> int:
     try:
-        return process.memory_info().rss
-    except psutil.NoSuchProcess:
+        return process.memory_full_info().pss
+    except (psutil.NoSuchProcess, psutil.AccessDenied):
         return 0
 
 

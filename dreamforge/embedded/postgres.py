@@ -16,6 +16,7 @@ from psycopg import sql
 from dreamforge.embedded.ports import LOOPBACK
 from dreamforge.embedded.process import Program, ServerProcess
 from dreamforge.embedded.secrets import secret_file
+from dreamforge.embedded.space import shared_memory_is_usable
 from dreamforge.embedded.trouble import StackError
 from dreamforge.settings import inherited_environment
 
@@ -25,6 +26,7 @@ DATABASE = "dreamforge"
 _START_SECONDS = 60.0
 _MAJOR = 18
 _OWNER = "dreamforge"
+_SHARED_MEMORY = 16 * 1024 * 1024
 
 
 class Postgres:
@@ -62,6 +64,7 @@ class Postgres:
         command = [
             str(self._binaries / "postgres"), "-D", str(self._data), "-h", LOOPBACK, "-p", str(self._port),
             "-c", "unix_socket_directories=", "-c", "password_encryption=scram-sha-256", "-c", "max_connections=200",
+            "-c", f"dynamic_shared_memory_type={'posix' if shared_memory_is_usable(_SHARED_MEMORY) else 'mmap'}",
         ]  # fmt: skip
         self._server = ServerProcess(
             Program(

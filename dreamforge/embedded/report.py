@@ -27,7 +27,7 @@ class Report:
         """A part of the work. Put words into the list that is yielded to have them said when it is done."""
         remarks: list[str] = []
         began = time.monotonic()
-        self._keep(f"{name}: {doing}")
+        self._keep(f"  {name}: {doing}")
         if self._console.is_terminal:
             waiting = self._console.status(f"{name}: {doing}")
         else:
@@ -46,10 +46,21 @@ class Report:
         """Say that something is wrong."""
         self.say(f"[yellow]![/yellow] {what}")
 
-    def say(self, line: str = "") -> None:
-        """Print a line; it may hold rich's markup."""
-        self._keep(Text.from_markup(line).plain)
-        self._console.print(line, highlight=False, soft_wrap=True)
+    def say(self, text: str = "") -> None:
+        """Print one line or several; they may hold rich's markup."""
+        for line in Text.from_markup(text).plain.splitlines() or [""]:
+            self._keep(line)
+        self._console.print(text, highlight=False, soft_wrap=True)
+
+    def fail(self, sentence: str) -> None:
+        """Keep why the work has ended; whoever ends it prints it."""
+        for line in f"✗ {sentence}".splitlines():
+            self._keep(line)
+
+    @property
+    def is_interactive(self) -> bool:
+        """True in a terminal."""
+        return self._console.is_terminal
 
     @property
     def total(self) -> float:
@@ -57,7 +68,5 @@ class Report:
         return time.monotonic() - self._began
 
     def _keep(self, line: str) -> None:
-        if not line.strip():
-            return
         with self._log.open("a") as stream:
-            stream.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line.strip()}\n")
+            stream.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line.rstrip()}\n")

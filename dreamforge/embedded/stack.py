@@ -100,7 +100,7 @@ class Stack:
         """Say that the stack is ready, and start again whatever ends, for ever."""
         self._ready_at = time.time()
         self._write_state()
-        Watch(parts=self._parts, revive=self._revive, report=self._report).run()
+        Watch(parts=self._parts, data_dir=self._layout.data_dir, revive=self._revive, report=self._report).run()
 
     def require_alive(self) -> None:
         """Raise ``StackError`` when a server has ended."""

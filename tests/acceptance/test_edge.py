@@ -95,7 +95,9 @@ def test_a_client_cannot_cut_a_request_short(stack: RunningStack, header: str) -
 
 
 def _echoed(stack: RunningStack, *given: str) -> str:
-    answer = httpx2.get(f"{stack.base_url}/v1/nowhere", headers=[("X-Request-Id", value) for value in given])
+    answer = httpx2.get(
+        f"{stack.base_url}/v1/nowhere", headers=[(b"X-Request-Id", value.encode("latin-1")) for value in given]
+    )
     assert answer.headers.get_list("x-request-id") == [answer.json()["error"]["request_id"]]
     return answer.headers["x-request-id"]
 

@@ -102,8 +102,8 @@ def test_killed_outright_it_takes_its_servers_along(own_stack: RunningStack) -> 
     family = own_stack.family()
     own_stack.send(signal.SIGKILL)
     own_stack.wait_for_end()
-    wait_for(lambda: not _living(family), seconds=30, what="the servers' end")
-    wait_for(lambda: not _marked(own_stack), seconds=10, what="the workers' end")
+    wait_for(lambda: not _living(family), seconds=30, what="the servers' end", instead=lambda: _living(family))
+    wait_for(lambda: not _marked(own_stack), what="the workers' end", instead=lambda: _marked(own_stack))
 
 
 def test_a_taken_port_is_named_with_the_setting_that_moves_it(own_stack: RunningStack) -> None:

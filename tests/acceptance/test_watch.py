@@ -1,0 +1,72 @@
+"""What ends by itself is started again, and jobs go on."""
+
+import os
+import signal
+from collections.abc import Iterator
+
+import psutil
+import pytest
+
+from tests.running_stack import RunningStack, wait_for
+
+pytestmark = pytest.mark.timeout(300)
+
+
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """A stack whose servers may be killed."""
+    stack = RunningStack(data_dir=tmp_path_factory.mktemp("watched"))
+    stack.start()
+    try:
+        stack.wait_until_ready()
+        yield stack
+    finally:
+        stack.kill()
+
+
+def _process_of(stack: RunningStack, part: str, command: str | None) -> int:
+    pid = stack.state()["parts"][part]["pid"]
+    if command is None:
+        return pid
+    (found,) = [child.pid for child in psutil.Process(pid).children() if command in " ".join(child.cmdline())]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("part", "title", "command"),
+    [
+        ("postgres", "PostgreSQL", None),
+        ("valkey", "Valkey", None),
+        ("s3", "S3", None),
+        ("ray", "Ray", None),
+        ("ray", "Ray", "gcs_server"),
+        ("ray", "Ray", "raylet/raylet"),
+    ],
+    ids=["postgres", "valkey", "s3", "ray", "the GCS", "the raylet"],
+)
+def test_a_killed_server_is_started_again_and_draws(
+    watched: RunningStack, part: str, title: str, command: str | None
+) -> None:
+    before = len(watched.said().splitlines())
+    os.kill(_process_of(watched, part, command), signal.SIGKILL)
+
+    def news() -> list[str]:
+        return watched.said().splitlines()[before:]
+
+    wait_for(lambda: any(f"{title} is back" in line for line in news()), seconds=120, what=title, instead=news)
+    wait_for(lambda: watched.get("/readyz").json()["status"] == "ok", what="readiness")
+    job = watched.run(params={"prompt": f"after {title}", "seed": 1})
+    assert job["status"] == "succeeded", job["error"]
+    ended, back = news()
+    assert ended.startswith(f"! {title} has ended (")
+    assert back.startswith(f"✓ {title} is back")
+    assert "Traceback" not in watched.said()
+
+
+def test_what_was_there_before_all_this_is_there_still(watched: RunningStack) -> None:
+    job = watched.run(params={"prompt": "kept", "seed": 2})
+    os.kill(_process_of(watched, "postgres", None), signal.SIGKILL)
+    os.kill(_process_of(watched, "valkey", None), signal.SIGKILL)
+    wait_for(lambda: watched.said().count("Valkey is back") == 2, what="both servers")
+    wait_for(lambda: watched.get(job["links"]["self"]).status_code == 200, what="the job")
+    assert watched.get(job["links"]["self"]).json() == job
