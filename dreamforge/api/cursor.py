@@ -1,33 +1,68 @@
-"""Opaque, self-checking cursors: a made-up one is refused."""
+"""Opaque, self-checking cursors: a made-up one is refused, and so is one of another list."""
 
 import base64
 import binascii
 import hashlib
 import json
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 from dreamforge.api.errors import HttpError
+from dreamforge.store.listing import JobPlace
 
 _CHECK_BYTES = 6
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
 
 
-def encode_cursor(*place: int) -> str:
-    """The cursor of a place in a list."""
-    content = json.dumps(place).encode()
-    return base64.urlsafe_b64encode(_check(content) + content).decode().rstrip("=")
+def encode_artifact_cursor(position: int, item_index: int) -> str:
+    """The cursor behind an artifact: its step's position and its item's index."""
+    return _encode("artifacts", position, item_index)
 
 
-def decode_cursor(cursor: str, *, length: int) -> tuple[int, ...]:
-    """The place of a cursor. Raises 400 for one that ``encode_cursor`` has not made."""
+def decode_artifact_cursor(cursor: str) -> tuple[int, int]:
+    """Inverse of ``encode_artifact_cursor``. Raises 400 for anything it has not made."""
+    position, item_index = _decode("artifacts", cursor)
+    return position, item_index
+
+
+def encode_job_cursor(place: JobPlace) -> str:
+    """The cursor behind a job. Times are kept in whole microseconds, as Postgres has them."""
+    return _encode("jobs", (place.created_at - _EPOCH) // _MICROSECOND, place.id.int)
+
+
+def decode_job_cursor(cursor: str) -> JobPlace:
+    """Inverse of ``encode_job_cursor``. Raises 400 for anything it has not made."""
+    microseconds, identity = _decode("jobs", cursor)
+    try:
+        return JobPlace(created_at=_EPOCH + microseconds * _MICROSECOND, id=uuid.UUID(int=identity))
+    except (ValueError, OverflowError) as error:
+        raise _refusal() from error
+
+
+def _encode(of: str, *place: int) -> str:
+    content = json.dumps(place, separators=(",", ":")).encode()
+    return base64.urlsafe_b64encode(_check(of, content) + content).decode().rstrip("=")
+
+
+def _decode(of: str, cursor: str) -> tuple[int, int]:
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         check, content = raw[:_CHECK_BYTES], raw[_CHECK_BYTES:]
-        place = tuple(json.loads(content)) if check == _check(content) else ()
-    except (ValueError, TypeError, binascii.Error) as error:
-        raise HttpError(400, "The cursor is not one of ours.") from error
-    if len(place) != length:
-        raise HttpError(400, "The cursor is not one of ours.")
-    return place
+        place: Any = json.loads(content) if check == _check(of, content) else None
+    except (ValueError, TypeError, RecursionError, binascii.Error) as error:
+        raise _refusal() from error
+    match place:
+        case [int(first), int(second)]:
+            return first, second
+        case _:
+            raise _refusal()
 
 
-def _check(content: bytes) -> bytes:
-    return hashlib.sha256(b"dreamforge cursor" + content).digest()[:_CHECK_BYTES]
+def _check(of: str, content: bytes) -> bytes:
+    return hashlib.sha256(f"dreamforge cursor {of} ".encode() + content).digest()[:_CHECK_BYTES]
+
+
+def _refusal() -> HttpError:
+    return HttpError(400, "The cursor is not one of ours.")

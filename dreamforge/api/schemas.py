@@ -47,7 +47,7 @@ class CreateJob(Strict):
 
 
 class JobError(BaseModel):
-    """Why a step or a job failed."""
+    """Why a step or a job failed. One that was cancelled has none."""
 
     code: str
     message: str
@@ -84,6 +84,7 @@ class JobLinks(BaseModel):
     self: str
     artifacts: str
     logs: str
+    cancel: str
 
 
 class Job(BaseModel):
@@ -107,6 +108,13 @@ class Job(BaseModel):
     steps: list[JobStep]
     error: JobError | None
     links: JobLinks
+
+
+class JobList(BaseModel):
+    """A page of jobs, newest first; `next_cursor` is null on the last."""
+
+    items: list[Job]
+    next_cursor: str | None
 
 
 class Artifact(BaseModel):

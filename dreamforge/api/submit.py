@@ -5,15 +5,15 @@ import logging
 
 from uuid6 import uuid7
 
+from dreamforge.api.model_reference import usable_model
 from dreamforge.api.schemas import CreateJob
 from dreamforge.api.state import ApiState
-from dreamforge.errors import ModelDisabled, ModelIncompatible, ModelNotInstalled, QueueUnavailable, UnknownModel
+from dreamforge.errors import QueueUnavailable
 from dreamforge.jobs.job import JobType, Lane, Priority
 from dreamforge.jobs.plan import plan
 from dreamforge.models.parameters import resolve_parameters
 from dreamforge.queue import Ticket
 from dreamforge.store.jobs import JobRecord, NewJob
-from dreamforge.store.tables import ModelRow
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ async def submit_job(request: CreateJob, state: ApiState, *, request_id: str) ->
     if state.rules.redis_outage == "reject":
         await asyncio.to_thread(state.tickets[Lane.GPU].ping)
     job_type = JobType(request.type)
-    model = await _usable_model(request.model_id, job_type, state)
+    model = await usable_model(request.model_id, job_type, state)
     steps = plan(job_type, count=request.count)
     new = NewJob(
         id=uuid7(),
@@ -44,28 +44,6 @@ async def submit_job(request: CreateJob, state: ApiState, *, request_id: str) ->
     if record is None:
         raise RuntimeError("a job that was just written is not there")
     return record
-
-
-async def _usable_model(reference: str | None, job_type: JobType, state: ApiState) -> ModelRow:
-    model = await state.models.find(reference)
-    if model is None:
-        raise await _unknown(reference, state)
-    details = {"model_id": reference or str(model.id)}
-    if not model.installed:
-        raise ModelNotInstalled(f"The model {model.name!r} is not installed.", details=details)
-    if not model.enabled:
-        raise ModelDisabled(f"The model {model.name!r} is switched off.", details=details)
-    if job_type not in model.capabilities:
-        raise ModelIncompatible(f"The model {model.name!r} cannot {job_type}.", details=details)
-    return model
-
-
-async def _unknown(reference: str | None, state: ApiState) -> UnknownModel:
-    installed = [record.model.name for record in await state.models.list() if record.model.installed]
-    known = f"Installed: {', '.join(installed[:20])}." if installed else "None is installed."
-    if reference is None:
-        return UnknownModel(f"There is no default model. {known}")
-    return UnknownModel(f"No model {reference!r}. {known}", details={"model_id": reference})
 
 
 async def _ring(new: NewJob, state: ApiState) -> None:

@@ -129,4 +129,4 @@ def _step_view(step: StepRow) -> JobStep:
 
 
 def _links(job: str) -> JobLinks:
-    return JobLinks(self=job, artifacts=f"{job}/artifacts", logs=f"{job}/logs")
+    return JobLinks(self=job, artifacts=f"{job}/artifacts", logs=f"{job}/logs", cancel=f"{job}/cancel")

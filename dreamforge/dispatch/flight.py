@@ -9,7 +9,7 @@ import ray
 from ray import ObjectRef
 from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
 
-from dreamforge.errors import DatabaseUnavailable, LeaseLost
+from dreamforge.errors import Cancelled, DatabaseUnavailable, LeaseLost
 from dreamforge.jobs.outcome import Failure
 from dreamforge.store.claims import Claim, ClaimStore
 from dreamforge.store.endings import EndingStore
@@ -17,6 +17,7 @@ from dreamforge.store.endings import EndingStore
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
+_CANCEL_POLL_SECONDS = 0.5
 _DATABASE_PAUSE = 1.0
 
 Submit = Callable[[Claim], "ObjectRef[None]"]
@@ -30,6 +31,10 @@ class FlightTimes:
     lease: float
     lease_renew: float
     start_timeout: float
+
+
+class _Leaving(Exception):
+    """The dispatcher can wait no longer."""
 
 
 class Flight:
@@ -54,8 +59,9 @@ class Flight:
         """Have the step run and finalize it, or put it back when the dispatcher leaves."""
         task = self._submit(claim)
         try:
-            lost = self._watch(task, claim)
-            if lost is not None and lost.code == "cancelled":
+            try:
+                lost = self._watch(task, claim)
+            except _Leaving:
                 self._claims.put_back(claim.fence, reason="dispatcher_stopped")
             else:
                 self._finalize(claim, lost)
@@ -63,18 +69,23 @@ class Flight:
             log.info("a step is no longer ours", extra={"step_id": str(claim.fence.step_id), "reason": str(error)})
 
     def _watch(self, task: "ObjectRef[None]", claim: Claim) -> Failure | None:
-        """Wait for the task's end. Why there may be no outcome, or None."""
-        submitted = renewed = time.monotonic()
+        """Wait for the task's end. Why there may be no outcome, or None. Raises ``_Leaving``."""
+        submitted = renewed = looked = time.monotonic()
         is_ours = True
         start_timeout = float(claim.options.get("start_timeout") or self._times.start_timeout)
         while not ray.wait([task], timeout=_POLL_SECONDS)[0]:
             now = time.monotonic()
             if self._must_leave():
                 ray.cancel(task, force=True)
-                return Failure("cancelled", "The dispatcher stopped.")
+                raise _Leaving
             if is_ours and now - renewed >= self._times.lease_renew:
                 is_ours = self._renew(claim)
                 renewed = now
+            if is_ours and now - looked >= _CANCEL_POLL_SECONDS:
+                looked = now
+                if self._is_cancelled(claim):
+                    ray.cancel(task, force=True)
+                    return Failure(Cancelled.code, "The job was cancelled before its step began.")
             if is_ours and now - submitted >= start_timeout:
                 ray.cancel(task, force=True)
                 return Failure("no_capacity", "No node took the step in time.", {"asked_for": {"GPU": 1}})
@@ -87,6 +98,13 @@ class Flight:
         except DatabaseUnavailable:
             log.warning("a lease could not be renewed: the database is away")
             return True
+
+    def _is_cancelled(self, claim: Claim) -> bool:
+        # A supervisor looks for itself. A step that still waits for a GPU has none.
+        try:
+            return self._claims.is_cancelled_unstarted(claim.fence)
+        except DatabaseUnavailable:
+            return False
 
     def _finalize(self, claim: Claim, lost: Failure | None) -> None:
         while True:

@@ -73,6 +73,22 @@ class JobStarted(Event):
 
 
 @dataclass(frozen=True)
+class JobCancelRequested(Event):
+    """Somebody asked for the job to end; once per job and life."""
+
+    code: ClassVar[EventCode] = EventCode.JOB_CANCEL_REQUESTED
+
+
+@dataclass(frozen=True)
+class JobCancelled(Event):
+    """The job ended on request; what was finished stays. ``cancel_latency_ms`` from the request to the end."""
+
+    code: ClassVar[EventCode] = EventCode.JOB_CANCELLED
+    items_done: int
+    cancel_latency_ms: int
+
+
+@dataclass(frozen=True)
 class JobSucceeded(Event):
     """Every step succeeded."""
 
@@ -125,6 +141,15 @@ class StepFailed(Event):
     level: ClassVar[Level] = Level.ERROR
     step: str
     error: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class StepCancelled(Event):
+    """The step is over because its job is. ``cancel_latency_ms`` is None when nobody asked: an earlier step failed."""
+
+    code: ClassVar[EventCode] = EventCode.STEP_CANCELLED
+    step: str
+    cancel_latency_ms: int | None
 
 
 @dataclass(frozen=True)

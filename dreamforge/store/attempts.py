@@ -4,7 +4,20 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Engine, Select, Update, bindparam, func, insert, select, text, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Engine,
+    Row,
+    Select,
+    Update,
+    bindparam,
+    func,
+    insert,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.dialects.postgresql import JSONB
 
 from dreamforge.errors import LeaseLost
@@ -24,6 +37,16 @@ _RENEW = text(
     WHERE steps.id = :step_id AND steps.attempt = :attempt AND steps.lease_token = :lease_token
       AND steps.status = 'running' AND jobs.id = steps.job_id
     RETURNING jobs.cancel_requested_at IS NOT NULL AS cancel_requested
+    """
+)
+
+# Asked for twice a second: it locks nothing and writes nothing.
+_IS_CANCEL_REQUESTED = text(
+    """
+    SELECT jobs.cancel_requested_at IS NOT NULL AS cancel_requested
+    FROM steps JOIN jobs ON jobs.id = steps.job_id
+    WHERE steps.id = :step_id AND steps.attempt = :attempt AND steps.lease_token = :lease_token
+      AND steps.status = 'running'
     """
 )
 
@@ -98,9 +121,19 @@ class AttemptStore:
         values = {**self._fence.values(), "lease_seconds": lease_seconds}
         with database_errors(), self._engine.begin() as connection:
             row = connection.execute(_RENEW, values).first()
-        if row is None:
-            raise LeaseLost(f"attempt {self._fence.attempt} of step {self._fence.step_id} was replaced")
-        return bool(row.cancel_requested)
+        return self._cancel_requested(row)
+
+    def is_cancel_requested(self) -> bool:
+        """True when the job's cancel was requested."""
+        with database_errors(), self._engine.connect() as connection:
+            row = connection.execute(_IS_CANCEL_REQUESTED, self._fence.values()).first()
+        return self._cancel_requested(row)
+
+    def note_cancel_seen(self) -> None:
+        """Write that the request was noticed, and when."""
+        with database_errors(), self._engine.begin() as connection:
+            hold(connection, self._fence)
+            connection.execute(self._step_update().values(cancel_seen_at=func.now()))
 
     def load_call(self) -> StepCall:
         """The step's call, with the items that have no artifact yet."""
@@ -186,6 +219,11 @@ class AttemptStore:
             connection.execute(
                 self._step_update().values(outcome_json=outcome.as_json(), metadata_json=_merged(metadata))
             )
+
+    def _cancel_requested(self, row: Row[*tuple[Any, ...]] | None) -> bool:
+        if row is None:
+            raise LeaseLost(f"attempt {self._fence.attempt} of step {self._fence.step_id} was replaced")
+        return bool(row.cancel_requested)
 
     def _append(self, connection: Connection, event: Event) -> None:
         fence = self._fence

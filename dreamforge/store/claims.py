@@ -6,9 +6,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, func, select, text, update
 
+from dreamforge.errors import Cancelled
 from dreamforge.jobs.events import JobStarted, StepRescued
 from dreamforge.jobs.job import JobStatus, Lane, StepStatus, legal_predecessors
+from dreamforge.jobs.outcome import Failure
 from dreamforge.store import events
+from dreamforge.store.endings import end_attempt
 from dreamforge.store.engine import database_errors
 from dreamforge.store.fence import Fence, hold
 from dreamforge.store.tables import JobRow, StepRow
@@ -27,7 +30,8 @@ _CLAIM = text(
     )
     UPDATE steps SET status = 'running', attempt = attempt + 1, lease_token = :lease_token,
         lease_expires_at = now() + make_interval(secs => :lease_seconds),
-        next_attempt_at = NULL, started_at = NULL, finished_at = NULL, outcome_json = NULL, error_json = NULL
+        next_attempt_at = NULL, cancel_seen_at = NULL, started_at = NULL, finished_at = NULL, outcome_json = NULL,
+        error_json = NULL
     FROM best WHERE steps.id = best.id
     RETURNING steps.id, steps.name, steps.attempt, best.job_id, best.job_status, best.options_json, best.request_id
     """
@@ -38,6 +42,14 @@ _RENEW_UNSTARTED = text(
     UPDATE steps SET lease_expires_at = now() + make_interval(secs => :lease_seconds)
     WHERE id = :step_id AND attempt = :attempt AND lease_token = :lease_token
       AND status = 'running' AND started_at IS NULL
+    """
+)
+
+_CANCELLED_UNSTARTED = text(
+    """
+    SELECT 1 FROM steps JOIN jobs ON jobs.id = steps.job_id
+    WHERE steps.id = :step_id AND steps.attempt = :attempt AND steps.lease_token = :lease_token
+      AND steps.status = 'running' AND steps.started_at IS NULL AND jobs.cancel_requested_at IS NOT NULL
     """
 )
 
@@ -97,11 +109,22 @@ class ClaimStore:
             result = connection.execute(_RENEW_UNSTARTED, {**fence.values(), "lease_seconds": lease_seconds})
             return result.rowcount == 1
 
+    def is_cancelled_unstarted(self, fence: Fence) -> bool:
+        """True when the job is to be cancelled and no supervisor has taken over that would notice."""
+        with database_errors(), self._engine.connect() as connection:
+            return connection.execute(_CANCELLED_UNSTARTED, fence.values()).first() is not None
+
     def put_back(self, fence: Fence, *, reason: str) -> None:
-        """Queue the step again, uncounted: its dispatcher is leaving. Raises ``LeaseLost``."""
+        """Queue the step again, uncounted: its dispatcher is leaving. Raises ``LeaseLost``.
+
+        While the job is being cancelled nothing is queued: the step ends here, and its job with it.
+        """
         with database_errors(), self._engine.begin() as connection:
             hold(connection, fence)
-            _queue_again(connection, fence, reason=reason)
+            if connection.scalar(select(JobRow.cancel_requested_at).where(JobRow.id == fence.job_id)) is None:
+                _queue_again(connection, fence, reason=reason)
+            else:
+                end_attempt(connection, fence, lost=Failure(Cancelled.code, "The dispatcher stopped."))
 
     def due(self, *, lane: Lane, limit: int) -> list[DueStep]:
         """Queued steps whose time has come, oldest first."""

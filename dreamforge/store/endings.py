@@ -3,16 +3,19 @@
 import uuid
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select, update
+from sqlalchemy import Connection, Engine, Row, func, select, update
 
 from dreamforge.errors import LeaseLost
-from dreamforge.jobs.events import Event, JobFailed, JobSucceeded, StepFailed, StepSucceeded
-from dreamforge.jobs.job import JobStatus, StepStatus, legal_predecessors, legal_step_predecessors
+from dreamforge.jobs.cancellation import job_after
+from dreamforge.jobs.events import Event, JobFailed, JobSucceeded, StepCancelled, StepFailed, StepSucceeded
+from dreamforge.jobs.job import JobStatus, StepStatus, legal_step_predecessors
 from dreamforge.jobs.outcome import Failure, Outcome, Verdict, decide
 from dreamforge.store import events
+from dreamforge.store.cancellations import cancel_job, cancel_latency_ms, cancel_steps
 from dreamforge.store.engine import database_errors
 from dreamforge.store.fence import Fence, hold
 from dreamforge.store.tables import ArtifactRow, ItemRow, JobRow, StepRow
+from dreamforge.store.transitions import move_job
 
 
 class EndingStore:
@@ -29,17 +32,46 @@ class EndingStore:
         """
         with database_errors(), self._engine.begin() as connection:
             hold(connection, fence)
-            outcome_json, name, position = connection.execute(
-                select(StepRow.outcome_json, StepRow.name, StepRow.position).where(StepRow.id == fence.step_id)
-            ).one()
-            outcome = Outcome.from_json(outcome_json) if outcome_json else Outcome(lost) if lost else None
-            verdict = decide(outcome, items_missing=_items_missing(connection, fence.step_id))
-            _end_step(connection, fence, verdict, name=name)
-            if verdict.failure:
-                _fail_job(connection, fence, verdict.failure)
-            elif not _queue_next(connection, fence, position=position):
-                _succeed_job(connection, fence)
-        return verdict
+            return end_attempt(connection, fence, lost=lost)
+
+
+def end_attempt(connection: Connection, fence: Fence, *, lost: Failure | None) -> Verdict:
+    """What ``EndingStore.finalize`` does, in a transaction that holds the fence."""
+    step = _read(connection, fence)
+    outcome = Outcome.from_json(step.outcome_json) if step.outcome_json else Outcome(lost) if lost else None
+    verdict = decide(
+        outcome,
+        items_missing=_items_missing(connection, fence.step_id),
+        cancel_requested=step.cancel_requested,
+    )
+    _end_step(connection, fence, verdict, name=step.name)
+    is_last = step.position == step.last_position
+    match job_after(verdict.status, is_last=is_last, cancel_requested=step.cancel_requested):
+        case JobStatus.SUCCEEDED:
+            _succeed_job(connection, fence)
+        case JobStatus.CANCELLED:
+            cancel_job(connection, fence.job_id)
+        case JobStatus.FAILED if verdict.failure:
+            _fail_job(connection, fence, verdict.failure)
+        case _:
+            _queue_next(connection, fence, position=step.position)
+    return verdict
+
+
+def _read(connection: Connection, fence: Fence) -> Row[*tuple[Any, ...]]:
+    last = select(func.max(StepRow.position)).where(StepRow.job_id == fence.job_id).scalar_subquery()
+    query = (
+        select(
+            StepRow.outcome_json,
+            StepRow.name,
+            StepRow.position,
+            last.label("last_position"),
+            JobRow.cancel_requested_at.is_not(None).label("cancel_requested"),
+        )
+        .join(JobRow, JobRow.id == StepRow.job_id)
+        .where(StepRow.id == fence.step_id)
+    )
+    return connection.execute(query).one()
 
 
 def _items_missing(connection: Connection, step_id: uuid.UUID) -> int:
@@ -55,7 +87,7 @@ def _end_step(connection: Connection, fence: Fence, verdict: Verdict, *, name: s
         .where(StepRow.id == fence.step_id, StepRow.status.in_(legal_step_predecessors(verdict.status)))
         .values(
             status=verdict.status,
-            finished_at=func.now(),
+            finished_at=func.clock_timestamp(),
             error_json=failure,
             lease_token=None,
             lease_expires_at=None,
@@ -63,11 +95,17 @@ def _end_step(connection: Connection, fence: Fence, verdict: Verdict, *, name: s
     )
     if result.rowcount != 1:
         raise LeaseLost(f"step {fence.step_id} cannot become {verdict.status}")
-    _append(connection, fence, StepFailed(step=name, error=failure) if failure else StepSucceeded(step=name))
+    if failure:
+        event = StepFailed(step=name, error=failure)
+    elif verdict.status is StepStatus.CANCELLED:
+        event = StepCancelled(step=name, cancel_latency_ms=cancel_latency_ms(connection, fence.job_id))
+    else:
+        event = StepSucceeded(step=name)
+    _append(connection, fence, event)
 
 
-def _queue_next(connection: Connection, fence: Fence, *, position: int) -> bool:
-    result = connection.execute(
+def _queue_next(connection: Connection, fence: Fence, *, position: int) -> None:
+    connection.execute(
         update(StepRow)
         .where(
             StepRow.job_id == fence.job_id,
@@ -76,31 +114,18 @@ def _queue_next(connection: Connection, fence: Fence, *, position: int) -> bool:
         )
         .values(status=StepStatus.QUEUED)
     )
-    return result.rowcount == 1
 
 
 def _succeed_job(connection: Connection, fence: Fence) -> None:
-    _end_job(connection, fence, JobStatus.SUCCEEDED, progress=1.0)
+    move_job(connection, fence.job_id, JobStatus.SUCCEEDED, progress=1.0)
     done = connection.execute(select(JobRow.items_done).where(JobRow.id == fence.job_id)).scalar_one()
     _append(connection, fence, JobSucceeded(items_done=done))
 
 
 def _fail_job(connection: Connection, fence: Fence, failure: Failure) -> None:
-    _end_job(connection, fence, JobStatus.FAILED, error_json=failure.as_json())
-    connection.execute(
-        update(StepRow)
-        .where(StepRow.job_id == fence.job_id, StepRow.status == StepStatus.WAITING)
-        .values(status=StepStatus.CANCELLED, finished_at=func.now())
-    )
+    cancel_steps(connection, fence.job_id, latency=cancel_latency_ms(connection, fence.job_id))
+    move_job(connection, fence.job_id, JobStatus.FAILED, error_json=failure.as_json())
     _append(connection, fence, JobFailed(error=failure.as_json()))
-
-
-def _end_job(connection: Connection, fence: Fence, status: JobStatus, **values: Any) -> None:
-    connection.execute(
-        update(JobRow)
-        .where(JobRow.id == fence.job_id, JobRow.status.in_(legal_predecessors(status)))
-        .values(status=status, finished_at=func.now(), **values)
-    )
 
 
 def _append(connection: Connection, fence: Fence, event: Event) -> None:

@@ -1,18 +1,21 @@
-"""Jobs as the API sees them: submit one, read it, its artifacts and its events."""
+"""Jobs as the API sees them: submit one, read it or many, cancel it, its artifacts and its events."""
 
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Row, func, insert, select, text, tuple_
+from sqlalchemy import Row, insert, select, text, tuple_
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from dreamforge.jobs.cancellation import CancelAnswer
 from dreamforge.jobs.events import JobQueued
-from dreamforge.jobs.job import ItemStatus, JobStatus, JobType, Priority, StepStatus
+from dreamforge.jobs.job import JobStatus, JobType, Priority, StepStatus
 from dreamforge.jobs.plan import PlannedStep
 from dreamforge.store import events
+from dreamforge.store.cancellations import request_cancel
 from dreamforge.store.engine import database_errors
+from dreamforge.store.listing import JobFilter, JobPlace, item_counts_of, page_of_jobs, steps_of
 from dreamforge.store.tables import ArtifactRow, EventRow, ItemRow, JobRow, StepRow
 
 _EVENT_PAGE = 1000
@@ -47,6 +50,14 @@ class JobRecord:
 
 
 @dataclass(frozen=True)
+class JobPage:
+    """Jobs, newest first. ``more`` when there are others behind the last."""
+
+    jobs: Sequence[JobRecord]
+    more: bool
+
+
+@dataclass(frozen=True)
 class ArtifactPage:
     """Artifacts in the order of their steps and items. ``more`` when there are others behind the last."""
 
@@ -76,11 +87,23 @@ class JobStore:
                 job = await session.scalar(select(JobRow).where(JobRow.id == job_id, JobRow.user_id == user_id))
                 if job is None:
                     return None
-                steps = (
-                    await session.scalars(select(StepRow).where(StepRow.job_id == job_id).order_by(StepRow.position))
-                ).all()
-                total, stage = await _item_counts(session, job_id)
-                return JobRecord(job=job, steps=steps, items_total=total, stage=stage)
+                (record,) = await _records(session, [job])
+                return record
+
+    async def list(self, wanted: JobFilter, *, after: JobPlace | None, limit: int, user_id: str = "default") -> JobPage:
+        """A page of this user's jobs behind ``after``, newest first."""
+        with database_errors():
+            async with self._sessions() as session:
+                query = page_of_jobs(wanted, user_id=user_id, after=after, limit=limit + 1)
+                rows: Sequence[JobRow] = (await session.scalars(query)).all()
+                return JobPage(jobs=await _records(session, rows[:limit]), more=len(rows) > limit)
+
+    async def cancel(self, job_id: uuid.UUID, *, user_id: str = "default") -> CancelAnswer | None:
+        """Ask for the end of a job, once; see ``CancelAnswer``. None when this user has no such job."""
+        with database_errors():
+            async with self._sessions.begin() as session:
+                connection = await session.connection()
+                return await connection.run_sync(request_cancel, job_id, user_id=user_id)
 
     async def artifacts(self, job_id: uuid.UUID, *, after: tuple[int, int] | None, limit: int) -> ArtifactPage:
         """A page of artifacts behind ``after`` = (step position, item index)."""
@@ -118,16 +141,19 @@ class JobStore:
                 await session.execute(text("SELECT 1"))
 
 
-async def _item_counts(session: AsyncSession, job_id: uuid.UUID) -> tuple[int, str | None]:
-    items = select(ItemRow).join(StepRow, StepRow.id == ItemRow.step_id).where(StepRow.job_id == job_id)
-    total = await session.scalar(select(func.count()).select_from(items.subquery()))
-    stage = await session.scalar(
-        items.with_only_columns(ItemRow.stage)
-        .where(ItemRow.status == ItemStatus.RUNNING)
-        .order_by(ItemRow.started_at.desc())
-        .limit(1)
-    )
-    return total or 0, stage
+async def _records(session: AsyncSession, jobs: Sequence[JobRow]) -> Sequence[JobRecord]:
+    ids = [job.id for job in jobs]
+    steps: Sequence[StepRow] = (await session.scalars(steps_of(ids))).all()
+    counts = {row.job_id: row for row in await session.execute(item_counts_of(ids))}
+    return [
+        JobRecord(
+            job=job,
+            steps=[step for step in steps if step.job_id == job.id],
+            items_total=counts[job.id].total if job.id in counts else 0,
+            stage=counts[job.id].stages[0] if job.id in counts and counts[job.id].stages else None,
+        )
+        for job in jobs
+    ]
 
 
 def _job_values(new: NewJob) -> dict[str, Any]:

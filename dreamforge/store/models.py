@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Engine, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Engine, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from dreamforge.store.engine import database_errors
@@ -113,16 +113,23 @@ class ModelStore:
     async def find(self, reference: str | None) -> ModelRow | None:
         """The model of an id, a name, or name@version; the default one for None. Newest version first."""
         query = select(ModelRow).order_by(ModelRow.created_at.desc()).limit(1)
-        if reference is None:
-            query = query.where(ModelRow.is_default)
-        else:
-            name, _, version = reference.partition("@")
-            named = (ModelRow.name == name) & (ModelRow.version == version) if version else ModelRow.name == reference
-            identity = _uuid_or_none(reference)
-            query = query.where(named if identity is None else or_(ModelRow.id == identity, named))
+        query = query.where(ModelRow.is_default if reference is None else _is_meant(reference))
         with database_errors():
             async with self._sessions() as session:
                 return await session.scalar(query)
+
+    async def ids_of(self, reference: str) -> Sequence[uuid.UUID]:
+        """The models of an id, of a name in all its versions, or of name@version."""
+        with database_errors():
+            async with self._sessions() as session:
+                return (await session.scalars(select(ModelRow.id).where(_is_meant(reference)))).all()
+
+
+def _is_meant(reference: str) -> ColumnElement[bool]:
+    name, _, version = reference.partition("@")
+    named = (ModelRow.name == name) & (ModelRow.version == version) if version else ModelRow.name == reference
+    identity = _uuid_or_none(reference)
+    return named if identity is None else or_(ModelRow.id == identity, named)
 
 
 def _uuid_or_none(value: str) -> uuid.UUID | None:

@@ -1,13 +1,19 @@
-"""The supervisor's hold on its step: a thread that renews the lease and notices when it is lost."""
+"""The supervisor's hold on its step: a thread that renews the lease, and notices its loss and the job's cancel."""
 
 import logging
+import math
 import threading
+import time
 from typing import Self
 
-from dreamforge.errors import DatabaseUnavailable, LeaseLost
+from dreamforge.errors import Cancelled, DatabaseUnavailable, LeaseLost
 from dreamforge.store.attempts import AttemptStore
 
 log = logging.getLogger(__name__)
+
+
+CANCEL_POLL_SECONDS = 0.5
+"""Seconds between two looks at the cancel flag."""
 
 
 class LeaseKeeper:
@@ -17,17 +23,21 @@ class LeaseKeeper:
         self._attempt = attempt
         self._lease_seconds = lease_seconds
         self._renew_seconds = renew_seconds
+        self._renewed_at = -math.inf
         self._ending = threading.Event()
         self._lost = threading.Event()
+        self._cancelled = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def check(self) -> None:
-        """Raise ``LeaseLost`` once the attempt has been replaced."""
+        """Raise ``LeaseLost`` once the attempt has been replaced, ``Cancelled`` once the job is to be cancelled."""
         if self._lost.is_set():
             raise LeaseLost
+        if self._cancelled.is_set():
+            raise Cancelled
 
     def __enter__(self) -> Self:
-        self._renew()
+        self._look()
         self._thread.start()
         return self
 
@@ -36,14 +46,24 @@ class LeaseKeeper:
         self._thread.join()
 
     def _keep(self) -> None:
-        while not self._ending.wait(self._renew_seconds):
-            self._renew()
+        while not self._ending.wait(min(CANCEL_POLL_SECONDS, self._renew_seconds)):
+            self._look()
 
-    def _renew(self) -> None:
+    def _look(self) -> None:
         try:
-            self._attempt.renew(lease_seconds=self._lease_seconds)
+            if self._is_cancel_requested() and not self._cancelled.is_set():
+                self._cancelled.set()
+                self._attempt.note_cancel_seen()
         except LeaseLost:
             self._lost.set()
             self._ending.set()
         except DatabaseUnavailable:
             log.warning("the lease could not be renewed: the database is away")
+
+    def _is_cancel_requested(self) -> bool:
+        now = time.monotonic()
+        if now - self._renewed_at < self._renew_seconds:
+            return self._attempt.is_cancel_requested()
+        cancel_requested = self._attempt.renew(lease_seconds=self._lease_seconds)
+        self._renewed_at = now
+        return cancel_requested

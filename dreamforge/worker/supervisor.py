@@ -78,7 +78,7 @@ class Supervisor:
         self._metadata: dict[str, Any] = {"node": node.name, "supervisor_pid": os.getpid()}
 
     def run(self) -> Outcome:
-        """Take over the lease, run, report."""
+        """Take over the lease, run, report. A job that is to be cancelled has its runner stopped."""
         call = self._attempt.load_call()
         with LeaseKeeper(
             attempt=self._attempt, lease_seconds=self._limits.lease, renew_seconds=self._limits.lease_renew
@@ -91,7 +91,9 @@ class Supervisor:
 
     def _run_on_gpu(self, call: StepCall, lease: LeaseKeeper) -> Failure | None:
         try:
-            with gpu_lock(self._node.locks_folder, self._memory.gpu_uuid, timeout=self._limits.step) as descriptor:
+            with gpu_lock(
+                self._node.locks_folder, self._memory.gpu_uuid, timeout=self._limits.step, check=lease.check
+            ) as descriptor:
                 self._attempt.record(self._memory.before())
                 try:
                     return self._run_runner(call, lease, inherited=() if descriptor is None else (descriptor,))

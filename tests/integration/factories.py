@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from sqlalchemy import Engine
 from uuid6 import uuid7
 
+from dreamforge.jobs.cancellation import CancelAnswer
 from dreamforge.jobs.job import JobType, Lane, Priority
 from dreamforge.jobs.plan import plan
 from dreamforge.models.descriptor import SizeRange, sdxl_schema
@@ -15,7 +16,8 @@ from dreamforge.models.parameters import resolve_parameters
 from dreamforge.store.claims import Claim, ClaimStore
 from dreamforge.store.engine import open_async_engine
 from dreamforge.store.events import EventFilter, EventRecord
-from dreamforge.store.jobs import JobRecord, JobStore, NewJob
+from dreamforge.store.jobs import JobPage, JobRecord, JobStore, NewJob
+from dreamforge.store.listing import JobFilter, JobPlace
 from dreamforge.store.models import ModelRegistry, NewModel, NewModelFile
 
 _Result = TypeVar("_Result")
@@ -74,6 +76,14 @@ class Jobs:
     def submit(self, new: NewJob) -> None:
         """Write the job; no ticket goes out."""
         self._run(lambda store: store.submit(new))
+
+    def cancel(self, job_id: uuid.UUID) -> CancelAnswer | None:
+        """Ask for the job's end."""
+        return self._run(lambda store: store.cancel(job_id))
+
+    def page(self, wanted: JobFilter | None = None, *, after: JobPlace | None = None, limit: int = 50) -> JobPage:
+        """A page of jobs, newest first."""
+        return self._run(lambda store: store.list(wanted or JobFilter(), after=after, limit=limit))
 
     def find(self, job_id: uuid.UUID) -> JobRecord:
         """The job, which must be there."""

@@ -258,6 +258,38 @@ def test_leaving_it_puts_back_what_it_cannot_wait_for_and_the_next_one_finishes_
     assert (record.job.status, record.steps[0].attempt) == (JobStatus.SUCCEEDED, 2)
 
 
+def test_leaving_it_cancels_what_was_to_be_cancelled_and_puts_none_of_it_back(service: Service) -> None:
+    service.start("hang", drain=0.3)
+    new = service.submit()
+    wait_for(lambda: service.find(new).steps[0].started_at, what="the start")
+    service.jobs.cancel(new.id)
+    assert service.status(new) == JobStatus.CANCELLING
+    assert service.dispatcher is not None
+    service.dispatcher.stop()
+    record = service.find(new)
+    assert (record.job.status, record.steps[0].status) == (JobStatus.CANCELLED, StepStatus.CANCELLED)
+    assert [event.code for event in service.jobs.events(new.id)][-2:] == ["step.cancelled", "job.cancelled"]
+
+
+def test_a_step_that_waits_for_a_gpu_is_cancelled_without_one(service: Service) -> None:
+    service.start(nowhere=1)
+    new = service.submit()
+    wait_for(lambda: service.status(new) == JobStatus.RUNNING, what="the claim")
+    service.jobs.cancel(new.id)
+    wait_for(lambda: service.status(new) == JobStatus.CANCELLED, seconds=5, what="the cancel")
+    assert service.find(new).steps[0].started_at is None
+
+
+def test_a_supervisor_that_is_lost_while_cancelling_leaves_a_cancelled_job(service: Service) -> None:
+    service.start("hang")
+    new = service.submit()
+    wait_for(lambda: service.find(new).steps[0].started_at, what="the start")
+    service.jobs.cancel(new.id)
+    ray.cancel(service.submitted[0], force=True)
+    record = service.ended(new)
+    assert (record.job.status, record.job.error_json) == (JobStatus.CANCELLED, None)
+
+
 def test_leaving_it_waits_for_what_ends_in_time_and_claims_nothing_more(service: Service) -> None:
     service.start(drain=30)
     first = service.submit()

@@ -20,7 +20,7 @@ from sqlalchemy import Engine, Row, text
 from uuid6 import uuid7
 
 from dreamforge.embedded.object_store import ObjectStore
-from dreamforge.errors import LeaseLost
+from dreamforge.errors import Cancelled, LeaseLost
 from dreamforge.images.metadata import read_png
 from dreamforge.jobs.outcome import Outcome
 from dreamforge.settings import inherited_environment
@@ -30,6 +30,7 @@ from dreamforge.store.endings import EndingStore
 from dreamforge.store.engine import open_engine
 from dreamforge.store.jobs import NewJob
 from dreamforge.worker.gpu import NoGpu
+from dreamforge.worker.lease import LeaseKeeper
 from dreamforge.worker.memory import MemoryWatch
 from dreamforge.worker.supervisor import Limits, Node, Supervisor
 from tests.integration.factories import Jobs, a_job, a_model, claim
@@ -90,6 +91,10 @@ class Bench:
         query = text("SELECT * FROM artifacts WHERE job_id = :id ORDER BY item_index")
         with self.engine.connect() as connection:
             return list(connection.execute(query, {"id": job_id}).all())
+
+    def lease_expires_at(self) -> datetime:
+        with self.engine.connect() as connection:
+            return connection.execute(text("SELECT lease_expires_at FROM steps")).scalar_one()
 
     def download(self, key: str) -> bytes:
         url = self.store.blobs().presign(key, ttl=60, content_type="image/png", filename="x.png")
@@ -248,6 +253,94 @@ def test_a_step_over_its_time_limit_is_ended(bench: Bench) -> None:
     assert outcome.failure is not None
     assert outcome.failure.code == "runner_timeout"
     assert _runner_of_this_process() is None
+
+
+def test_a_cancelled_step_is_stopped_within_seconds_and_what_was_finished_stays(bench: Bench) -> None:
+    new = bench.submit(count=100, steps=40)
+    claimed = bench.claim()
+    asked_at: list[float] = []
+
+    def cancel_once_it_draws() -> None:
+        _wait(lambda: bench.artifacts(new.id))
+        bench.jobs.cancel(new.id)
+        asked_at.append(time.monotonic())
+
+    canceller = threading.Thread(target=cancel_once_it_draws)
+    canceller.start()
+    outcome = bench.supervise(claimed)
+    canceller.join()
+    assert time.monotonic() - asked_at[0] < 5
+    assert outcome.failure is not None
+    assert outcome.failure.code == "cancelled"
+    assert _runner_of_this_process() is None
+    finished = len(bench.artifacts(new.id))
+    assert 1 <= finished < 100
+    EndingStore(engine=bench.engine).finalize(claimed.fence)
+    record = bench.jobs.find(new.id)
+    assert (record.job.status, record.job.items_done) == ("cancelled", finished)
+    events = bench.jobs.events(new.id)
+    assert [event.code for event in events[-2:]] == ["step.cancelled", "job.cancelled"]
+    assert events[-1].payload["items_done"] == finished
+    assert 0 < events[-1].payload["cancel_latency_ms"] < 5000
+    # The memory was read again although nothing came of the step.
+    assert [event.payload["phase"] for event in events if event.code == "gpu.memory"][-1] == "after"
+
+
+def test_a_step_that_is_cancelled_before_it_begins_draws_nothing(bench: Bench) -> None:
+    new = bench.submit(count=3)
+    claimed = bench.claim()
+    bench.jobs.cancel(new.id)
+    outcome = bench.supervise(claimed)
+    assert outcome.failure is not None
+    assert outcome.failure.code == "cancelled"
+    assert not [event for event in bench.jobs.events(new.id) if event.code == "item.started"]
+
+
+def test_a_step_that_draws_everything_first_has_succeeded(bench: Bench) -> None:
+    new = bench.submit()
+    claimed = bench.claim()
+    assert bench.supervise(claimed).failure is None
+    bench.jobs.cancel(new.id)
+    EndingStore(engine=bench.engine).finalize(claimed.fence)
+    assert bench.jobs.find(new.id).job.status == "succeeded"
+
+
+def test_the_cancel_flag_is_read_between_two_renewals_of_the_lease(bench: Bench) -> None:
+    new = bench.submit()
+    claimed = bench.claim()
+    attempt = AttemptStore(engine=bench.engine, fence=claimed.fence)
+    with LeaseKeeper(attempt=attempt, lease_seconds=60, renew_seconds=3600) as lease:
+        renewed = bench.lease_expires_at()
+        lease.check()
+        bench.jobs.cancel(new.id)
+        began = time.monotonic()
+        with pytest.raises(Cancelled):
+            _until_it_raises(lease.check)
+        assert time.monotonic() - began < 3
+        assert bench.lease_expires_at() == renewed
+    assert bench.jobs.find(new.id).steps[0].cancel_seen_at is not None
+
+
+def test_the_lease_is_renewed_while_the_flag_is_read_and_after_it_was_seen(bench: Bench) -> None:
+    new = bench.submit()
+    attempt = AttemptStore(engine=bench.engine, fence=bench.claim().fence)
+    with LeaseKeeper(attempt=attempt, lease_seconds=60, renew_seconds=0.7) as lease:
+        for _ in range(2):
+            before = bench.lease_expires_at()
+            _wait(lambda before=before: bench.lease_expires_at() > before)
+        bench.jobs.cancel(new.id)
+        with pytest.raises(Cancelled):
+            _until_it_raises(lease.check)
+        before = bench.lease_expires_at()
+        _wait(lambda: bench.lease_expires_at() > before)
+
+
+def _until_it_raises(check: Callable[[], None]) -> None:
+    def ask() -> bool:
+        check()
+        return False
+
+    _wait(ask)
 
 
 def test_the_runner_is_given_no_secret(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import pynvml
 import pytest
 
-from dreamforge.errors import GpuError
+from dreamforge.errors import Cancelled, GpuError
 from dreamforge.jobs.events import GpuMemory, GpuMemoryLeaked, Level
 from dreamforge.worker.gpu import BrokenGpu, GpuDevice, NoGpu, count_gpus, read_memory, visible_gpu
 from dreamforge.worker.gpu_lock import gpu_lock
@@ -232,6 +233,17 @@ def test_an_orphan_that_inherited_the_lock_keeps_the_successor_waiting(tmp_path:
         orphan.communicate(timeout=20)
         with gpu_lock(tmp_path, FIRST, timeout=5) as descriptor:
             assert os.get_inheritable(descriptor or -1) is False
+
+
+def test_a_cancelled_step_does_not_wait_for_the_lock(tmp_path: Path) -> None:
+    def cancelled() -> None:
+        raise Cancelled
+
+    with gpu_lock(tmp_path, FIRST, timeout=1):
+        began = time.monotonic()
+        with pytest.raises(Cancelled), gpu_lock(tmp_path, FIRST, timeout=60, check=cancelled):
+            raise AssertionError("two held one lock")
+        assert time.monotonic() - began < 5
 
 
 def test_without_a_gpu_there_is_nothing_to_lock(tmp_path: Path) -> None:
