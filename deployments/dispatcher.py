@@ -1,6 +1,7 @@
 """The dispatcher as a Ray Serve application without a route."""
 
 import asyncio
+import logging
 
 import ray
 from pydantic import BaseModel, ConfigDict, Field
@@ -18,6 +19,11 @@ from dreamforge.dispatch.flight import FlightTimes
 from dreamforge.settings import Settings
 from dreamforge.store.engine import open_engine
 
+log = logging.getLogger(__name__)
+
+_LEAVE_SECONDS = 6.0
+"""What is left to a dispatcher after the drain, to put steps back."""
+
 
 class DispatcherArguments(BaseModel):
     """Arguments of the application in ``serve_config.yaml``."""
@@ -25,7 +31,7 @@ class DispatcherArguments(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     graceful_shutdown_timeout_s: float = Field(default=14.0, gt=0)
-    """Seconds Serve waits for the drain; above `DREAMFORGE_DRAIN_TIMEOUT`."""
+    """Seconds Serve waits for the drain: 6 more than `DREAMFORGE_DRAIN_TIMEOUT`, which is cut otherwise."""
     database_connections: int = Field(default=16, ge=2)
     """Threads of the dispatcher that may speak to Postgres at once."""
 
@@ -47,7 +53,7 @@ class DispatcherReplica:
             redis_url=redis_url(settings),
             submit=submit,
             nodes=gpu_nodes,
-            times=_times(settings),
+            times=_times(settings, longest_drain=arguments.graceful_shutdown_timeout_s - _LEAVE_SECONDS),
         )
         self._dispatcher.start()
 
@@ -73,7 +79,9 @@ def build(arguments: DispatcherArguments) -> Application:
     return deploy(DispatcherReplica).bind(arguments)
 
 
-def _times(settings: Settings) -> DispatcherTimes:
+def _times(settings: Settings, *, longest_drain: float) -> DispatcherTimes:
+    if settings.drain_timeout > longest_drain:
+        log.warning("DREAMFORGE_DRAIN_TIMEOUT is cut: Serve waits no longer", extra={"seconds": longest_drain})
     return DispatcherTimes(
         flight=FlightTimes(
             lease=settings.lease_seconds,
@@ -82,5 +90,5 @@ def _times(settings: Settings) -> DispatcherTimes:
         ),
         heartbeat=settings.heartbeat_seconds,
         outbox=settings.outbox_seconds,
-        drain=settings.drain_timeout,
+        drain=max(0.0, min(settings.drain_timeout, longest_drain)),
     )

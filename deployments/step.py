@@ -72,7 +72,10 @@ def _supervisor(settings: Settings, attempt: AttemptStore, fence: Fence) -> Supe
             environment=variables,
         ),
         limits=Limits(
-            lease=settings.lease_seconds, lease_renew=settings.lease_renew_seconds, step=settings.step_timeout
+            lease=settings.lease_seconds,
+            lease_renew=settings.lease_renew_seconds,
+            step=settings.step_timeout,
+            database_grace=settings.database_grace,
         ),
         new_id=uuid7,
         now=lambda: datetime.now(UTC),

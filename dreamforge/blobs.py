@@ -15,6 +15,7 @@ from urllib3.exceptions import HTTPError
 from dreamforge.errors import StorageUnavailable
 
 _CONNECT_TIMEOUT = 2.0
+_PING_TIMEOUT = 2.0
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Blobs:
         self._client = _client(settings, settings.endpoint, read_timeout=read_timeout)
         # A presigned URL signs the host, so it is made for the address that clients use.
         self._public = _client(settings, settings.public_endpoint, read_timeout=read_timeout)
+        self._pinged = _client(settings, settings.endpoint, read_timeout=min(read_timeout, _PING_TIMEOUT))
 
     def ensure_bucket(self) -> None:
         """Make the bucket when it is not there."""
@@ -88,7 +90,7 @@ class Blobs:
         )
 
     def ping(self) -> None:
-        """Return when the store answers and the bucket is there."""
+        """Return when the store answers, within two seconds, and the bucket is there."""
         with _storage_errors():
-            if not self._client.bucket_exists(self._bucket):
+            if not self._pinged.bucket_exists(self._bucket):
                 raise StorageUnavailable(f"The bucket {self._bucket!r} does not exist.")

@@ -71,6 +71,8 @@ class Settings(BaseSettings):
     """Seconds a step may wait for a GPU once it was handed to Ray."""
     step_timeout: float = Field(default=3600.0, gt=0)
     """Seconds a step may run when the job names no limit of its own."""
+    database_grace: float = Field(default=60.0, ge=0)
+    """Seconds a supervisor waits for a database that is away before it gives up what it has to write."""
     gpu_settle_seconds: float = Field(default=10.0, ge=0)
     """How long to wait for GPU memory to come back after the runner has gone."""
     gpu_tolerance_mib: int = Field(default=64, ge=0)

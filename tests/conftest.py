@@ -6,6 +6,7 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from hypothesis import settings
 from psycopg import sql
 
 from dreamforge.embedded.object_store import ObjectStore
@@ -14,6 +15,10 @@ from dreamforge.embedded.postgres import Postgres
 from dreamforge.embedded.valkey import Valkey
 from dreamforge.store import migrate
 from tests.running_stack import RunningStack
+
+# A busy machine is no reason to fail.
+settings.register_profile("dreamforge", deadline=None)
+settings.load_profile("dreamforge")
 
 _TEMPLATE = "template_dreamforge"
 _numbers = itertools.count(1)

@@ -1,5 +1,7 @@
 """One envelope for every error, and the one table from code to HTTP status."""
 
+import itertools
+import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -44,6 +46,8 @@ _MESSAGE_OF_STATUS = {
 }
 _RETRY_AFTER_SECONDS = 5
 _MOST_ERRORS = 20
+_MOST_BYTES = 3000
+"""Of an error's details; whatever is about it, a body stays under 4 KB."""
 
 
 class ErrorBody(BaseModel):
@@ -89,7 +93,7 @@ def install_error_handlers(app: FastAPI) -> None:
     async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
         if any(part["type"] == "json_invalid" for part in error.errors()):
             return _envelope(request, 400, InvalidRequest.code, _MESSAGE_OF_STATUS[400], {})
-        details = {"errors": [_described(part) for part in error.errors()[:_MOST_ERRORS]]}
+        details = {"errors": _bounded([_described(part) for part in error.errors()[:_MOST_ERRORS]])}
         return _envelope(request, 422, InvalidRequest.code, "The request is not valid.", details)
 
     @app.exception_handler(HTTPException)
@@ -124,6 +128,11 @@ def _envelope(
     if status == 503:
         kept["Retry-After"] = str(_RETRY_AFTER_SECONDS)
     return JSONResponse(ErrorEnvelope(error=body).model_dump(), status_code=status, headers=kept)
+
+
+def _bounded(errors: list[dict[str, str]]) -> list[dict[str, str]]:
+    sizes = itertools.accumulate(len(json.dumps(error, ensure_ascii=False).encode()) for error in errors)
+    return [error for error, size in zip(errors, sizes, strict=True) if size <= _MOST_BYTES]
 
 
 def _described(part: Mapping[str, Any]) -> dict[str, str]:

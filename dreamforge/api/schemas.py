@@ -22,6 +22,7 @@ class JobOptions(Strict):
     oom_policy: Literal["fail"] = "fail"
     start_timeout: float | None = Field(default=None, gt=0, le=86_400, allow_inf_nan=False)
     step_timeout: float | None = Field(default=None, gt=0, le=86_400, allow_inf_nan=False)
+    preview_every: None = Field(default=None, description="No previews are made so far.")
 
 
 class CreateJob(Strict):

@@ -14,7 +14,7 @@ from dreamforge.embedded.interrupts import HurryRequested, Interrupts, StopReque
 from dreamforge.embedded.layout import Layout, lay_out, prepare_data_dir
 from dreamforge.embedded.report import Report
 from dreamforge.embedded.stack import Stack
-from dreamforge.embedded.state import StackState, holder, read_state
+from dreamforge.embedded.state import DataDirLock, StackState, holder, read_state
 from dreamforge.embedded.trouble import AlreadyRunning, StackError
 from dreamforge.settings import Settings
 from dreamforge.worker.gpu import count_gpus
@@ -47,9 +47,12 @@ def _run_in_foreground(settings: Settings, console: Console) -> None:
     interrupts.install()
     try:
         data_dir = prepare_data_dir(settings)
+        lock = DataDirLock(data_dir)
+        # Before the layout, which makes secrets.
+        lock.acquire()
         report = Report(console=console, log=data_dir / "logs" / UP_LOG)
         layout = lay_out(settings, gpus=_gpus(settings))
-        _run(Stack(settings=settings, layout=layout, interrupts=interrupts, report=report), layout, report)
+        _run(Stack(settings=settings, layout=layout, lock=lock, interrupts=interrupts, report=report), layout, report)
     except (StopRequested, HurryRequested):
         return
 

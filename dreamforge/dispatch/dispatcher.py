@@ -115,8 +115,9 @@ class Dispatcher:
         for slot in living[wanted:]:
             slot.end()
         for _ in range(wanted - len(living)):
-            self._slots.append(self._new_slot())
-            self._slots[-1].start()
+            slot = self._new_slot()
+            slot.start()
+            self._slots.append(slot)
         self._slots = [slot for slot in self._slots if slot.is_alive or not slot.is_ending]
 
     def _new_slot(self) -> Slot:
@@ -126,6 +127,7 @@ class Dispatcher:
             submit=self._submit,
             times=self._times.flight,
             must_leave=self._must_leave,
+            new_token=self._new_token,
         )
         return Slot(
             name=f"slot-{next(self._numbers)}",

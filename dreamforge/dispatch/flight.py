@@ -2,23 +2,27 @@
 
 import logging
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import ray
 from ray import ObjectRef
-from ray.exceptions import OutOfMemoryError, RayError, RayTaskError
+from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrashedError
 
-from dreamforge.errors import Cancelled, DatabaseUnavailable, LeaseLost
+from dreamforge.errors import Cancelled, DatabaseUnavailable, LeaseLost, NoCapacity, Unavailable
 from dreamforge.jobs.outcome import Failure
 from dreamforge.store.claims import Claim, ClaimStore
 from dreamforge.store.endings import EndingStore
+from dreamforge.store.fence import Fence
+from dreamforge.store.patience import for_seconds, outlast
 
 log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.25
 _CANCEL_POLL_SECONDS = 0.5
-_DATABASE_PAUSE = 1.0
+_PUT_BACK_SECONDS = 3.0
+"""How long a step may take to be put back while the database is away: Serve will not wait longer."""
 
 Submit = Callable[[Claim], "ObjectRef[None]"]
 """Hands a claimed step to Ray and returns the task's reference."""
@@ -48,28 +52,42 @@ class Flight:
         submit: Submit,
         times: FlightTimes,
         must_leave: Callable[[], bool],
+        new_token: Callable[[], uuid.UUID],
     ) -> None:
         self._claims = claims
         self._endings = endings
         self._submit = submit
         self._times = times
         self._must_leave = must_leave
+        self._new_token = new_token
 
     def run(self, claim: Claim) -> None:
-        """Have the step run and finalize it, or put it back when the dispatcher leaves."""
-        task = self._submit(claim)
+        """Have the step run and finalize it, or put it back when the dispatcher leaves.
+
+        Whatever goes wrong here itself is raised, with the step put back: its next claim is somebody else's.
+        """
         try:
-            try:
-                lost = self._watch(task, claim)
-            except _Leaving:
-                self._claims.put_back(claim.fence, reason="dispatcher_stopped")
-            else:
-                self._finalize(claim, lost)
+            self._run(claim)
         except LeaseLost as error:
             log.info("a step is no longer ours", extra={"step_id": str(claim.fence.step_id), "reason": str(error)})
+        except DatabaseUnavailable:
+            # Only when it may wait no longer.
+            self._put_back(claim, reason="dispatcher_stopped")
+        except Exception:
+            self._put_back(claim, reason="dispatcher_failed")
+            raise
 
-    def _watch(self, task: "ObjectRef[None]", claim: Claim) -> Failure | None:
-        """Wait for the task's end. Why there may be no outcome, or None. Raises ``_Leaving``."""
+    def _run(self, claim: Claim) -> None:
+        task = self._submit(claim)
+        try:
+            ended = self._watch(task, claim)
+        except _Leaving:
+            self._put_back(claim, reason="dispatcher_stopped")
+        else:
+            self._finalize(ended)
+
+    def _watch(self, task: "ObjectRef[None]", claim: Claim) -> "_Ended":
+        """Wait for the task's end. Raises ``_Leaving``."""
         submitted = renewed = looked = time.monotonic()
         is_ours = True
         start_timeout = float(claim.options.get("start_timeout") or self._times.start_timeout)
@@ -83,13 +101,26 @@ class Flight:
                 renewed = now
             if is_ours and now - looked >= _CANCEL_POLL_SECONDS:
                 looked = now
-                if self._is_cancelled(claim):
+                why = self._why_not_start(claim, waited=now - submitted, at_most=start_timeout)
+                fence = self._withdraw(claim) if why else None
+                if why and fence:
                     ray.cancel(task, force=True)
-                    return Failure(Cancelled.code, "The job was cancelled before its step began.")
-            if is_ours and now - submitted >= start_timeout:
-                ray.cancel(task, force=True)
-                return Failure("no_capacity", "No node took the step in time.", {"asked_for": {"GPU": 1}})
-        return _ended(task)
+                    return _Ended(fence, why)
+        return _Ended(claim.fence, _why_lost(task))
+
+    def _why_not_start(self, claim: Claim, *, waited: float, at_most: float) -> Failure | None:
+        # A supervisor looks for itself. A step that still waits for a GPU has none.
+        if self._is_cancelled(claim):
+            return Failure(Cancelled.code, "The job was cancelled before its step began.")
+        if waited >= at_most:
+            return Failure(NoCapacity.code, "No node took the step in time.", {"asked_for": {"GPU": 1}})
+        return None
+
+    def _withdraw(self, claim: Claim) -> Fence | None:
+        try:
+            return self._claims.withdraw(claim.fence, lease_token=self._new_token())
+        except DatabaseUnavailable:
+            return None
 
     def _renew(self, claim: Claim) -> bool:
         """False once the supervisor renews the lease itself."""
@@ -100,26 +131,33 @@ class Flight:
             return True
 
     def _is_cancelled(self, claim: Claim) -> bool:
-        # A supervisor looks for itself. A step that still waits for a GPU has none.
         try:
             return self._claims.is_cancelled_unstarted(claim.fence)
         except DatabaseUnavailable:
             return False
 
-    def _finalize(self, claim: Claim, lost: Failure | None) -> None:
-        while True:
-            try:
-                verdict = self._endings.finalize(claim.fence, lost=lost)
-            except DatabaseUnavailable:
-                if self._must_leave():
-                    return
-                time.sleep(_DATABASE_PAUSE)
-            else:
-                log.info("step ended", extra={"step_id": str(claim.fence.step_id), "status": verdict.status})
-                return
+    def _finalize(self, ended: "_Ended") -> None:
+        verdict = outlast(
+            lambda: self._endings.finalize(ended.fence, lost=ended.lost), may_wait=lambda: not self._must_leave()
+        )
+        log.info("step ended", extra={"step_id": str(ended.fence.step_id), "status": verdict.status})
+
+    def _put_back(self, claim: Claim, *, reason: str) -> None:
+        try:
+            outlast(lambda: self._claims.put_back(claim.fence, reason=reason), may_wait=for_seconds(_PUT_BACK_SECONDS))
+        except (DatabaseUnavailable, LeaseLost) as error:
+            log.warning("a step could not be put back", extra={"reason": error.message})
 
 
-def _ended(task: "ObjectRef[None]") -> Failure | None:
+@dataclass(frozen=True)
+class _Ended:
+    """A task that has ended. ``lost`` is why there may be no outcome."""
+
+    fence: Fence
+    lost: Failure | None
+
+
+def _why_lost(task: "ObjectRef[None]") -> Failure | None:
     try:
         ray.get(task)
     except OutOfMemoryError:
@@ -127,7 +165,11 @@ def _ended(task: "ObjectRef[None]") -> Failure | None:
     except RayTaskError as error:
         # The message is the supervisor's own trace: for the log, not for clients.
         log.error("a supervisor failed", extra={"error": str(error)[-2000:]})
+        if isinstance(error.cause, Unavailable):
+            return Failure(error.cause.code, error.cause.message)
         return Failure("internal", "The step's supervisor failed.")
+    except WorkerCrashedError:
+        return None
     except RayError as error:
         log.warning("a task was lost", extra={"error": type(error).__name__})
         return Failure("node_lost", "The step's process or node was lost.", {"ray": type(error).__name__})

@@ -9,7 +9,8 @@ from dreamforge.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-_MOST_BACKOFF = 30.0
+_MOST_BACKOFF = 5.0
+"""Seconds; longer, and accepted work would wait for nothing once the dependency is back."""
 
 
 class Loop:

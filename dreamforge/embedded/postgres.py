@@ -57,9 +57,14 @@ class Postgres:
 
     def start(self) -> None:
         """Make the data folder when there is none, and start the server."""
-        self._prepare_folder()
-        if not (self._data / "PG_VERSION").exists():
-            self._initialise()
+        if not self._data.exists():
+            # Under another name until it is whole: a folder that was half made would never start.
+            unfinished = self._data.with_name(f"{self._data.name}.unfinished")
+            shutil.rmtree(unfinished, ignore_errors=True)
+            self._prepare(unfinished)
+            self._initialise(unfinished)
+            unfinished.rename(self._data)
+        self._prepare(self._data)
         self._require_version()
         command = [
             str(self._binaries / "postgres"), "-D", str(self._data), "-h", LOOPBACK, "-p", str(self._port),
@@ -83,11 +88,14 @@ class Postgres:
         if self._server is None:
             raise StackError("PostgreSQL was not started.")
         self._server.wait_until(self._answers, timeout=_START_SECONDS)
-        with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
-            known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
-            if known is None:
-                connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
-            return f"{connection.info.server_version // 10000}.{connection.info.server_version % 10000}"
+        try:
+            with psycopg.connect(self.url("postgres"), autocommit=True) as connection:
+                known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [DATABASE]).fetchone()
+                if known is None:
+                    connection.execute(sql.SQL("CREATE DATABASE {}").format(sql.Identifier(DATABASE)))
+                return f"{connection.info.server_version // 10000}.{connection.info.server_version % 10000}"
+        except psycopg.Error as error:
+            raise StackError(f"PostgreSQL answers, but not as it should: {error}") from error
 
     def stop(self, *, grace: float = 8.0) -> None:
         """Shut down; what was committed is on disk."""
@@ -103,23 +111,26 @@ class Postgres:
             return False
         return True
 
-    def _prepare_folder(self) -> None:
-        self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+    def _prepare(self, folder: Path) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._user is not None:
             _ensure_system_user()
-            shutil.chown(self._data, SYSTEM_USER, SYSTEM_USER)
-            for path in (self._data, self._binaries / "postgres"):
+            shutil.chown(folder, SYSTEM_USER, SYSTEM_USER)
+            for path in (folder, self._binaries / "postgres"):
                 _let_pass(path)
 
     def _require_version(self) -> None:
-        found = (self._data / "PG_VERSION").read_text().strip()[:10]
+        try:
+            found = (self._data / "PG_VERSION").read_text().strip()[:10]
+        except FileNotFoundError as error:
+            raise StackError(f"{self._data} is no folder of PostgreSQL's: move it away.") from error
         if found != str(_MAJOR):
             raise StackError(
                 f"{self._data} was made by PostgreSQL {found}; the embedded one is {_MAJOR}. "
                 "Dump it with that version and restore it here, or set DREAMFORGE_DATA_DIR to another folder."
             )
 
-    def _initialise(self) -> None:
+    def _initialise(self, folder: Path) -> None:
         # From a descriptor: the password is in no argument and in no file that the server's user could not read.
         reading, writing = os.pipe()
         os.write(writing, self._password.encode() + b"\n")
@@ -128,7 +139,7 @@ class Postgres:
             owner = pwd.getpwnam(self._user)
             os.fchown(reading, owner.pw_uid, owner.pw_gid)
         command = [
-            str(self._binaries / "initdb"), "-D", str(self._data), "-U", _OWNER, "--encoding=UTF8", "--locale=C",
+            str(self._binaries / "initdb"), "-D", str(folder), "-U", _OWNER, "--encoding=UTF8", "--locale=C",
             "--auth=scram-sha-256", f"--pwfile=/dev/fd/{reading}", "--no-instructions",
         ]  # fmt: skip
         try:

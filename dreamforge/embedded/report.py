@@ -3,6 +3,7 @@
 All of it goes to a log file too, with the time before each line.
 """
 
+import contextlib
 import time
 from collections.abc import Generator
 from contextlib import contextmanager, nullcontext
@@ -68,5 +69,6 @@ class Report:
         return time.monotonic() - self._began
 
     def _keep(self, line: str) -> None:
-        with self._log.open("a") as stream:
+        # What cannot be kept, on a full disk, is still said.
+        with contextlib.suppress(OSError), self._log.open("a") as stream:
             stream.write(f"{datetime.now().astimezone().isoformat(timespec='seconds')} {line.rstrip()}\n")

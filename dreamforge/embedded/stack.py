@@ -31,16 +31,18 @@ _DRAIN_MARGIN = 2.0
 class Stack:
     """The embedded parts of ``layout`` and the service on top of them."""
 
-    def __init__(self, *, settings: Settings, layout: Layout, interrupts: Interrupts, report: Report) -> None:
+    def __init__(
+        self, *, settings: Settings, layout: Layout, lock: DataDirLock, interrupts: Interrupts, report: Report
+    ) -> None:
         self._settings = settings
         self._layout = layout
+        self._lock = lock
         self._interrupts = interrupts
         self._report = report
         self._parts: dict[str, Part] = layout.parts()
         self._versions: dict[str, str] = {}
         self._started_at = time.time()
         self._ready_at: float | None = None
-        self._lock = DataDirLock(layout.data_dir)
         self._applications: ServeApplications | None = None
 
     @property
@@ -50,7 +52,6 @@ class Stack:
 
     def start(self) -> str | None:
         """Start everything. The notice of the built-in model, when that is what jobs will find."""
-        self._lock.acquire()
         adopt_orphans()
         require_space(self._layout.data_dir)
         self._require_ports()
@@ -84,12 +85,10 @@ class Stack:
         try:
             with self._report.part("API", "waiting for /readyz to say ok"):
                 check.wait_until_ready()
-            unfinished = self._unfinished_jobs()
+            ahead = self._jobs_ahead()
             with self._report.part("Self-check", "drawing one image") as remarks:
-                if unfinished:
-                    remarks.append(
-                        f"left out: {unfinished} unfinished {'job goes' if unfinished == 1 else 'jobs go'} first"
-                    )
+                if ahead:
+                    remarks.append(f"left out: {ahead} {'job goes' if ahead == 1 else 'jobs go'} first")
                     return None
                 check.draw(target)
         finally:
@@ -123,10 +122,10 @@ class Stack:
             end_orphans(known=())
             forget_state(self._layout.data_dir)
 
-    def _unfinished_jobs(self) -> int:
+    def _jobs_ahead(self) -> int:
         engine = open_engine(self._layout.database_url, application="dreamforge-up", pool_size=1)
         try:
-            return ClaimStore(engine=engine).unfinished_jobs()
+            return ClaimStore(engine=engine).jobs_ahead()
         finally:
             engine.dispose()
 

@@ -58,7 +58,10 @@ class Valkey:
             raise StackError("Valkey was not started.")
         with Redis.from_url(self.url(), socket_timeout=2, retry=Retry(NoBackoff(), 0)) as client:
             self._server.wait_until(lambda: _answers(client), timeout=_START_SECONDS)
-            information = client.info("server")
+            try:
+                information = client.info("server")
+            except RedisError as error:
+                raise StackError(f"Valkey answers, but not as it should: {error}") from error
             return str(information.get("valkey_version") or information.get("redis_version"))
 
     def stop(self, *, grace: float = 5.0) -> None:

@@ -75,7 +75,7 @@ class Watch:
         began = self._clock()
         try:
             self._revive(name)
-        except StackError as error:
+        except (StackError, OSError) as error:
             self._parts[name].stop()
             self._schedule(name, str(error).rstrip("."))
             return

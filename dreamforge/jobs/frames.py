@@ -15,16 +15,21 @@ one `ItemDrawn`. After `EndOfItems` the runner sends `StepDone`; after `Acknowle
 """
 
 import json
+import math
+import re
 import struct
 from dataclasses import asdict, dataclass, field, fields
 from types import UnionType
 from typing import Any, ClassVar, get_origin
+
+from dreamforge.jobs.progress import Stage
 
 PROTOCOL_VERSION = 1
 MAGIC = b"DF"
 PREFIX = struct.Struct("!2sBxII")
 MAX_HEADER = 1024 * 1024
 MAX_PAYLOAD = 256 * 1024 * 1024
+_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class FrameError(Exception):
@@ -197,7 +202,7 @@ def parse_prefix(prefix: bytes) -> tuple[int, int]:
 def decode(header: bytes, payload: bytes) -> Message:
     """The message of one frame. Raises ``FrameError`` when it does not fit its type."""
     try:
-        content = json.loads(header, parse_constant=_refuse_constant)
+        content = _storable(json.loads(header, parse_constant=_refuse_constant))
         kind = _TYPES[content.pop("type")]
         if kind is ItemDrawn:
             content["pixels"] = payload
@@ -209,8 +214,13 @@ def decode(header: bytes, payload: bytes) -> Message:
         message = kind(**content)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FrameError(f"unreadable frame: {type(error).__name__}") from error
-    if isinstance(message, ItemDrawn):
-        _check_pixels(message)
+    match message:
+        case ItemDrawn():
+            _check_pixels(message)
+        case Progress() if message.stage not in set(Stage):
+            raise FrameError("progress of no stage")
+        case _:
+            pass
     return message
 
 
@@ -228,6 +238,23 @@ def _check_types(kind: type[Message], content: dict[str, Any]) -> None:
 def _refuse_constant(name: str) -> None:
     # Python's JSON knows NaN and Infinity; Postgres' does not.
     raise ValueError(name)
+
+
+def _storable(value: Any) -> Any:
+    """The value as Postgres can keep it: no NUL, no lone surrogate, no number past every float. Names of files and
+    words of libraries come through here.
+    """
+    match value:
+        case str():
+            return _UNSTORABLE.sub("\ufffd", value)
+        case float() if not math.isfinite(value):
+            raise ValueError("a number is too large")
+        case dict():
+            return {_storable(name): _storable(inner) for name, inner in value.items()}
+        case list():
+            return [_storable(inner) for inner in value]
+        case _:
+            return value
 
 
 def _check_pixels(message: ItemDrawn) -> None:

@@ -1,6 +1,5 @@
 """The runner's side of the conversation: prepare, draw on credit, report, leave."""
 
-import contextlib
 import os
 import sys
 import time
@@ -29,7 +28,6 @@ from dreamforge.runners.failures import failure_of
 from dreamforge.runners.protocol import Runner
 from dreamforge.runners.sdxl import SdxlRunner
 
-ACKNOWLEDGE_SECONDS = 10.0
 RUNNERS: dict[str, type[Runner]] = {"sdxl": SdxlRunner}
 """By the model's kind."""
 
@@ -78,11 +76,10 @@ def _call(channel: FrameChannel) -> PrepareStep:
 
 
 def _await_acknowledgement(channel: FrameChannel) -> None:
-    # After a failure, credits that were on their way come first.
-    deadline = time.monotonic() + ACKNOWLEDGE_SECONDS
-    with contextlib.suppress(TimeoutError):
-        while not isinstance(channel.receive(timeout=max(0.0, deadline - time.monotonic())), Acknowledge):
-            continue
+    # However long it takes to store the last image; without a supervisor the channel is closed. After a failure,
+    # credits that were on their way come first.
+    while not isinstance(channel.receive(), Acknowledge):
+        continue
 
 
 def _ready(call: PrepareStep) -> Ready:

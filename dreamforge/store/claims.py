@@ -1,17 +1,17 @@
 """Claims and leases: what the dispatcher writes about a step."""
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from sqlalchemy import Connection, Engine, func, select, text, update
+from sqlalchemy import Connection, Engine, text, update
 
 from dreamforge.errors import Cancelled
 from dreamforge.jobs.events import JobStarted, StepRescued
 from dreamforge.jobs.job import JobStatus, Lane, StepStatus, legal_predecessors
 from dreamforge.jobs.outcome import Failure
 from dreamforge.store import events
-from dreamforge.store.endings import end_attempt
+from dreamforge.store.endings import end_attempt, must_end
 from dreamforge.store.engine import database_errors
 from dreamforge.store.fence import Fence, hold
 from dreamforge.store.tables import JobRow, StepRow
@@ -50,6 +50,22 @@ _CANCELLED_UNSTARTED = text(
     SELECT 1 FROM steps JOIN jobs ON jobs.id = steps.job_id
     WHERE steps.id = :step_id AND steps.attempt = :attempt AND steps.lease_token = :lease_token
       AND steps.status = 'running' AND steps.started_at IS NULL AND jobs.cancel_requested_at IS NOT NULL
+    """
+)
+
+_WITHDRAW = text(
+    """
+    UPDATE steps SET lease_token = :new_token
+    WHERE id = :step_id AND attempt = :attempt AND lease_token = :lease_token
+      AND status = 'running' AND started_at IS NULL
+    """
+)
+
+# A lease that has run out is nobody's: what it holds up is waiting to be rescued.
+_AHEAD = text(
+    """
+    SELECT count(DISTINCT job_id) FROM steps
+    WHERE status = 'queued' OR (status = 'running' AND lease_expires_at > now())
     """
 )
 
@@ -117,14 +133,14 @@ class ClaimStore:
     def put_back(self, fence: Fence, *, reason: str) -> None:
         """Queue the step again, uncounted: its dispatcher is leaving. Raises ``LeaseLost``.
 
-        While the job is being cancelled nothing is queued: the step ends here, and its job with it.
+        What has nothing left to do, or must not be queued because its job is being cancelled, ends here instead.
         """
         with database_errors(), self._engine.begin() as connection:
             hold(connection, fence)
-            if connection.scalar(select(JobRow.cancel_requested_at).where(JobRow.id == fence.job_id)) is None:
-                _queue_again(connection, fence, reason=reason)
-            else:
+            if must_end(connection, fence):
                 end_attempt(connection, fence, lost=Failure(Cancelled.code, "The dispatcher stopped."))
+            else:
+                _queue_again(connection, fence, reason=reason)
 
     def due(self, *, lane: Lane, limit: int) -> list[DueStep]:
         """Queued steps whose time has come, oldest first."""
@@ -132,11 +148,19 @@ class ClaimStore:
             rows = connection.execute(_DUE, {"lane": lane, "limit": limit}).all()
         return [DueStep(row.id, row.job_id, row.name, row.attempt, row.request_id) for row in rows]
 
-    def unfinished_jobs(self) -> int:
-        """How many jobs have not ended."""
-        over = [status for status in JobStatus if status.is_terminal]
+    def withdraw(self, fence: Fence, *, lease_token: uuid.UUID) -> Fence | None:
+        """Take a claim away from its task before the supervisor has taken over; the fence for what is written next.
+
+        None once the supervisor has: the step is its own. A supervisor that starts later finds its lease lost.
+        """
+        with database_errors(), self._engine.begin() as connection:
+            result = connection.execute(_WITHDRAW, {**fence.values(), "new_token": lease_token})
+        return replace(fence, lease_token=lease_token) if result.rowcount == 1 else None
+
+    def jobs_ahead(self) -> int:
+        """How many jobs a new one would wait behind: with a step that is due, or that somebody runs."""
         with database_errors(), self._engine.connect() as connection:
-            return connection.execute(select(func.count()).where(JobRow.status.not_in(over))).scalar_one()
+            return connection.execute(_AHEAD).scalar_one()
 
 
 def _start_job(connection: Connection, fence: Fence) -> None:

@@ -58,6 +58,12 @@ def end_attempt(connection: Connection, fence: Fence, *, lost: Failure | None) -
     return verdict
 
 
+def must_end(connection: Connection, fence: Fence) -> bool:
+    """True for a step that another attempt has no use for: an outcome is there, or every image, or a cancel."""
+    step = _read(connection, fence)
+    return bool(step.outcome_json or step.cancel_requested or not _items_missing(connection, fence.step_id))
+
+
 def _read(connection: Connection, fence: Fence) -> Row[*tuple[Any, ...]]:
     last = select(func.max(StepRow.position)).where(StepRow.job_id == fence.job_id).scalar_subquery()
     query = (

@@ -1,11 +1,11 @@
 """The conversation with the runner: a credit for each item, progress and pixels in return."""
 
+import contextlib
 import time
 from collections.abc import Callable
 from typing import assert_never
 
-from dreamforge.errors import RunnerTimeout
-from dreamforge.jobs.channel import FrameChannel
+from dreamforge.jobs.channel import ChannelClosed, FrameChannel
 from dreamforge.jobs.events import ItemProgress, ItemStarted, ModelLoaded, ModelLoading, RunnerLog, RunnerWarning
 from dreamforge.jobs.frames import (
     Acknowledge,
@@ -33,7 +33,10 @@ _POLL_SECONDS = 0.5
 
 
 class Drawing:
-    """One attempt's conversation. ``check`` is called at least twice a second and may raise to end it."""
+    """One attempt's conversation. ``check`` is called at least twice a second and may raise to end it.
+
+    The saver, which makes it wait, calls the same.
+    """
 
     def __init__(
         self,
@@ -44,7 +47,6 @@ class Drawing:
         origin: Callable[[Ready], Origin],
         call: StepCall,
         check: Callable[[], None],
-        deadline: float,
         draw_seed: Callable[[int], int],
     ) -> None:
         self._channel = channel
@@ -54,7 +56,6 @@ class Drawing:
         self._origin: Origin | None = None
         self._call = call
         self._check = check
-        self._deadline = deadline
         self._draw_seed = draw_seed
         self._waiting = list(call.items)
         self._current: StepItem | None = None
@@ -63,28 +64,25 @@ class Drawing:
     def run(self, prepare: PrepareStep) -> StepDone | StepFailed:
         """Have every missing item drawn and stored; the runner's last word, acknowledged.
 
-        Raises ``RunnerTimeout`` past the deadline, ``ChannelClosed`` when the runner has gone, ``FrameError`` when it
-        speaks nonsense, and whatever ``check`` or saving raises.
+        Raises ``ChannelClosed`` when the runner has gone, ``FrameError`` when it speaks nonsense, and whatever
+        ``check`` or saving raises.
         """
         self._channel.send(prepare)
         while True:
             message = self._next()
             if isinstance(message, StepDone | StepFailed):
                 self._saver.finish()
-                self._channel.send(Acknowledge())
+                with contextlib.suppress(ChannelClosed):
+                    # A runner that has said its last word is free to go.
+                    self._channel.send(Acknowledge())
                 return message
             self._answer(message)
 
     def _next(self) -> Message:
         while True:
             self._check()
-            remaining = self._deadline - time.monotonic()
-            if remaining <= 0:
-                raise RunnerTimeout
-            try:
-                return self._channel.receive(timeout=min(_POLL_SECONDS, remaining))
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                return self._channel.receive(timeout=_POLL_SECONDS)
 
     def _answer(self, message: Message) -> None:
         match message:

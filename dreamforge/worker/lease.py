@@ -27,6 +27,7 @@ class LeaseKeeper:
         self._ending = threading.Event()
         self._lost = threading.Event()
         self._cancelled = threading.Event()
+        self._bug: Exception | None = None
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def check(self) -> None:
@@ -35,6 +36,8 @@ class LeaseKeeper:
             raise LeaseLost
         if self._cancelled.is_set():
             raise Cancelled
+        if self._bug is not None:
+            raise self._bug
 
     def __enter__(self) -> Self:
         self._look()
@@ -46,8 +49,11 @@ class LeaseKeeper:
         self._thread.join()
 
     def _keep(self) -> None:
-        while not self._ending.wait(min(CANCEL_POLL_SECONDS, self._renew_seconds)):
-            self._look()
+        try:
+            while not self._ending.wait(min(CANCEL_POLL_SECONDS, self._renew_seconds)):
+                self._look()
+        except Exception as error:  # noqa: BLE001 - raised by check() where it is seen
+            self._bug = error
 
     def _look(self) -> None:
         try:

@@ -3,11 +3,12 @@
 Runs in a thread of its own while the runner draws the next item.
 """
 
+import contextlib
 import hashlib
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Self
@@ -22,6 +23,8 @@ from dreamforge.store.attempts import AttemptStore, NewArtifact, StepCall
 
 MOST_HELD = 2
 """Images in memory that are not stored yet."""
+_POLL_SECONDS = 0.5
+_LAST_SECONDS = 3.0
 
 
 @dataclass(frozen=True)
@@ -36,18 +39,23 @@ class Origin:
 
 
 class ImageSaver:
-    """Saves images in order, a bounded number behind the runner."""
+    """Saves images in order, a bounded number behind the runner.
+
+    ``check`` is called at least twice a second while somebody waits for it, and may raise to end the wait.
+    """
 
     def __init__(
         self,
         *,
         attempt: AttemptStore,
         blobs: Blobs,
+        check: Callable[[], None],
         new_id: Callable[[], uuid.UUID],
         now: Callable[[], datetime],
     ) -> None:
         self._attempt = attempt
         self._blobs = blobs
+        self._check = check
         self._new_id = new_id
         self._now = now
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="save")
@@ -57,7 +65,9 @@ class ImageSaver:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._executor.shutdown(wait=True, cancel_futures=True)
+        # After a trouble the image under way may still be finished; an upload that hangs holds nothing up.
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        wait(self._pending, timeout=_LAST_SECONDS)
 
     def save(self, drawn: ItemDrawn, origin: Origin) -> None:
         """Begin to save an image; waits while too many are held. Raises what an earlier one failed with."""
@@ -70,7 +80,10 @@ class ImageSaver:
 
     def _wait_until_held(self, most: int) -> None:
         while len(self._pending) > most:
-            self._pending.pop(0).result()
+            self._check()
+            with contextlib.suppress(TimeoutError):
+                self._pending[0].result(timeout=_POLL_SECONDS)
+                self._pending.pop(0)
 
     def _save(self, drawn: ItemDrawn, origin: Origin) -> None:
         began = time.monotonic()

@@ -9,16 +9,25 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from dreamforge.blobs import Blobs
-from dreamforge.errors import DreamForgeError, ModelCorrupt, RunnerCrashed, StepError, Unavailable
+from dreamforge.errors import (
+    DatabaseUnavailable,
+    DreamForgeError,
+    ModelCorrupt,
+    RunnerCrashed,
+    RunnerTimeout,
+    StepError,
+    Unavailable,
+)
 from dreamforge.jobs.channel import ChannelClosed
 from dreamforge.jobs.events import RunnerWarning, StepStarted
 from dreamforge.jobs.frames import FrameError, PrepareStep, Ready, StepFailed
 from dreamforge.jobs.outcome import Failure, Outcome
 from dreamforge.store.attempts import AttemptStore, StepCall
 from dreamforge.store.fence import Fence
+from dreamforge.store.patience import for_seconds, outlast
 from dreamforge.worker.child import RunnerProcess
 from dreamforge.worker.drawing import Drawing
 from dreamforge.worker.gpu_lock import gpu_lock
@@ -27,6 +36,8 @@ from dreamforge.worker.memory import MemoryWatch
 from dreamforge.worker.saving import ImageSaver, Origin
 
 log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
 
 STOP_GRACE = 5.0
 """Seconds between SIGTERM and SIGKILL for a runner that is to end."""
@@ -41,6 +52,7 @@ class Limits:
     lease: float
     lease_renew: float
     step: float
+    database_grace: float
 
 
 @dataclass(frozen=True)
@@ -79,15 +91,19 @@ class Supervisor:
 
     def run(self) -> Outcome:
         """Take over the lease, run, report. A job that is to be cancelled has its runner stopped."""
-        call = self._attempt.load_call()
+        call = self._surely(self._attempt.load_call)
         with LeaseKeeper(
             attempt=self._attempt, lease_seconds=self._limits.lease, renew_seconds=self._limits.lease_renew
         ) as lease:
             started = StepStarted(step=call.step, attempt=self._fence.attempt, node=self._node.name)
-            self._attempt.start(started, metadata=self._metadata)
-            outcome = Outcome(self._run_on_gpu(call, lease))
-            self._attempt.report(outcome, metadata=self._metadata)
+            self._surely(lambda: self._attempt.start(started, metadata=self._metadata))
+            outcome = Outcome(self._run_on_gpu(call, lease)) if call.items else Outcome()
+            self._surely(lambda: self._attempt.report(outcome, metadata=self._metadata))
             return outcome
+
+    def _surely(self, write: Callable[[], _Result]) -> _Result:
+        """What must not be lost to a short absence of the database."""
+        return outlast(write, may_wait=for_seconds(self._limits.database_grace))
 
     def _run_on_gpu(self, call: StepCall, lease: LeaseKeeper) -> Failure | None:
         try:
@@ -98,16 +114,26 @@ class Supervisor:
                 try:
                     return self._run_runner(call, lease, inherited=() if descriptor is None else (descriptor,))
                 finally:
-                    for event in self._memory.after():
-                        self._attempt.record(event)
-                    self._metadata["memory"] = self._memory.figures()
+                    self._record_memory_after()
         except (StepError, Unavailable) as error:
             return _failure_of(error)
 
+    def _record_memory_after(self) -> None:
+        for event in self._memory.after():
+            try:
+                self._attempt.record(event)
+            except DatabaseUnavailable:
+                # It must not stand in the way of how the step ended.
+                log.warning("a memory reading could not be written: the database is away")
+        self._metadata["memory"] = self._memory.figures()
+
     def _run_runner(self, call: StepCall, lease: LeaseKeeper, *, inherited: tuple[int, ...]) -> Failure | None:
         prepare = self._prepare(call)
+        check = self._check_of(call, lease)
         with (
-            ImageSaver(attempt=self._attempt, blobs=self._blobs, new_id=self._new_id, now=self._now) as saver,
+            ImageSaver(
+                attempt=self._attempt, blobs=self._blobs, check=check, new_id=self._new_id, now=self._now
+            ) as saver,
             RunnerProcess(environment=self._node.environment, inherited=inherited, stop_grace=STOP_GRACE) as runner,
         ):
             self._metadata["runner_pid"] = runner.pid
@@ -117,8 +143,7 @@ class Supervisor:
                 saver=saver,
                 origin=lambda ready: self._origin(call, ready),
                 call=call,
-                check=lease.check,
-                deadline=time.monotonic() + float(call.options.get("step_timeout") or self._limits.step),
+                check=check,
                 draw_seed=secrets.randbelow,
             )
             try:
@@ -128,6 +153,17 @@ class Supervisor:
             self._memory.note_peak(last.peak_memory)
             runner.wait(LEAVE_SECONDS)
         return self._failed(last, runner) if isinstance(last, StepFailed) else None
+
+    def _check_of(self, call: StepCall, lease: LeaseKeeper) -> Callable[[], None]:
+        """What is looked at again and again: is the step still ours to run, and within its time?"""
+        deadline = time.monotonic() + float(call.options.get("step_timeout") or self._limits.step)
+
+        def check() -> None:
+            lease.check()
+            if time.monotonic() >= deadline:
+                raise RunnerTimeout
+
+        return check
 
     def _prepare(self, call: StepCall) -> PrepareStep:
         model = call.model

@@ -68,7 +68,7 @@ def test_ctrl_c_ends_everything_within_20_seconds_and_the_data_are_there_afterwa
 
     own_stack.start()
     own_stack.wait_until_ready()
-    assert "Self-check left out: 1 unfinished job" in own_stack.said()
+    assert "Self-check left out: 1 job goes first" in own_stack.said()
     kept = own_stack.get(job["links"]["self"]).json()
     assert (kept["status"], kept["params"]["prompt"]) == ("succeeded", "kept")
     assert [httpx2.get(artifact["url"]).content for artifact in own_stack.artifacts(kept)] == images

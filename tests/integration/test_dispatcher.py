@@ -54,7 +54,8 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 def _play(behaviour: str, database_url: str, order: dict[str, Any]) -> None:
     """What a supervisor does, as far as the dispatcher can see it. Runs in a Ray worker."""
-    from dreamforge.jobs.events import StepStarted  # noqa: PLC0415 - in the worker
+    from dreamforge.errors import DatabaseUnavailable  # noqa: PLC0415 - in the worker
+    from dreamforge.jobs.events import StepStarted  # noqa: PLC0415
     from dreamforge.jobs.outcome import Outcome  # noqa: PLC0415
     from dreamforge.store.attempts import AttemptStore, NewArtifact  # noqa: PLC0415
     from dreamforge.store.fence import Fence  # noqa: PLC0415
@@ -67,8 +68,10 @@ def _play(behaviour: str, database_url: str, order: dict[str, Any]) -> None:
         raise ValueError("a secret is in this trace: hunter2")
     if behaviour == "die":
         os._exit(7)
-    if behaviour == "hang":
-        time.sleep(600)
+    if behaviour == "lose the database":
+        raise DatabaseUnavailable
+    if behaviour in {"hang", "take its time"}:
+        time.sleep(600 if behaviour == "hang" else 3)
     for item in call.items:
         attempt.publish(
             NewArtifact(
@@ -100,6 +103,7 @@ class Service:
         self.nodes: Callable[[], list[GpuNode]] = lambda: ONE_GPU
         self.new_token: Callable[[], uuid.UUID] = uuid.uuid4
         self.submitted: list[ObjectRef[None]] = []
+        self.refusals = 0
         self.dispatcher: Dispatcher | None = None
         self._database_url = database_url
         self._redis_url = redis_url
@@ -108,6 +112,9 @@ class Service:
         task = ray.remote(num_gpus=1, num_cpus=0, max_calls=1, max_retries=0, resources=resources)(_play)
 
         def submit(claim: Claim) -> "ObjectRef[None]":
+            if self.refusals:
+                self.refusals -= 1
+                raise RuntimeError("Ray takes nothing")
             self.submitted.append(task.remote(behaviour, self._database_url, vars(claim.fence)))
             return self.submitted[-1]
 
@@ -119,7 +126,7 @@ class Service:
             submit=submit,
             nodes=lambda: self.nodes(),
             times=DispatcherTimes(
-                flight=FlightTimes(lease=30, lease_renew=0.5, start_timeout=60),
+                flight=FlightTimes(lease=30, lease_renew=5, start_timeout=60),
                 heartbeat=0.1,
                 outbox=outbox,
                 drain=drain,
@@ -206,7 +213,30 @@ def test_a_job_that_nothing_can_place_fails_in_its_time_and_the_next_one_runs(se
     service.dispatcher.check()
 
 
-@pytest.mark.parametrize(("behaviour", "code"), [("raise", "internal"), ("die", "node_lost")])
+def test_a_step_that_began_in_time_may_take_its_time(service: Service) -> None:
+    service.start("take its time")
+    warm = service.submit()
+    wait_for(lambda: service.find(warm).steps[0].started_at, what="the first one's start")
+    # Shorter than the step, and than the pause between two renewals of its lease.
+    record = service.ended(service.submit(start_timeout=2))
+    assert (record.job.status, record.job.error_json) == (JobStatus.SUCCEEDED, None)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_slot_that_dies_leaves_its_step_to_the_others(service: Service) -> None:
+    service.refusals = 1
+    service.start()
+    record = service.ended(service.submit())
+    assert (record.job.status, record.steps[0].attempt) == (JobStatus.SUCCEEDED, 2)
+    rescued = [event.payload for event in service.jobs.events(record.job.id) if event.code == "step.rescued"]
+    assert [payload["reason"] for payload in rescued] == ["dispatcher_failed"]
+    wait_for(lambda: _is_unhealthy(service, "slot"), what="the finding")
+
+
+@pytest.mark.parametrize(
+    ("behaviour", "code"),
+    [("raise", "internal"), ("lose the database", "database_unavailable"), ("die", "runner_crashed")],
+)
 def test_a_supervisor_that_ends_without_a_report_fails_its_own_step_only(
     service: Service, behaviour: str, code: str
 ) -> None:

@@ -204,6 +204,27 @@ def test_postgres_with_another_password_says_which_folder_it_is(
         started(KINDS["postgres"])
 
 
+def test_postgres_starts_after_a_kill_while_its_folder_was_being_made(
+    started: Callable[[Kind], Server], tmp_path: Path
+) -> None:
+    half_made = tmp_path / "data.unfinished"
+    half_made.mkdir()
+    (half_made / "PG_VERSION").write_text("18\n")
+    server = started(KINDS["postgres"])
+    _write_row(server)
+    assert _read_row(server)
+    assert not half_made.exists()
+
+
+@pytest.mark.parametrize(("version", "words"), [("15", "made by PostgreSQL 15"), (None, "no folder of PostgreSQL's")])
+def test_postgres_refuses_a_folder_that_is_not_of_its_version(tmp_path: Path, version: str | None, words: str) -> None:
+    (tmp_path / "data").mkdir()
+    if version:
+        (tmp_path / "data" / "PG_VERSION").write_text(f"{version}\n")
+    with pytest.raises(StackError, match=words):
+        _postgres(tmp_path, free_port()).start()
+
+
 def test_valkey_refuses_a_wrong_password_and_none(started: Callable[[Kind], Server]) -> None:
     server = started(KINDS["valkey"])
     assert isinstance(server, Valkey)

@@ -7,25 +7,29 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, LiteralString
 
 import httpx2
 import psutil
+import psycopg
 import pytest
 from PIL import Image
+from psycopg import sql
 from sqlalchemy import Engine, Row, text
 from uuid6 import uuid7
 
 from dreamforge.embedded.object_store import ObjectStore
+from dreamforge.embedded.postgres import Postgres
 from dreamforge.errors import Cancelled, LeaseLost
 from dreamforge.images.metadata import read_png
 from dreamforge.jobs.outcome import Outcome
 from dreamforge.settings import inherited_environment
 from dreamforge.store.attempts import AttemptStore
-from dreamforge.store.claims import Claim
+from dreamforge.store.claims import Claim, ClaimStore
 from dreamforge.store.endings import EndingStore
 from dreamforge.store.engine import open_engine
 from dreamforge.store.jobs import NewJob
@@ -70,7 +74,7 @@ class Bench:
             blobs=self.store.blobs(),
             memory=MemoryWatch(gpu=NoGpu(reason="this is a test"), settle_seconds=1, tolerance_mib=64),
             node=Node(name="here", locks_folder=self.folder, environment=inherited_environment()),
-            limits=Limits(lease=5, lease_renew=0.2, step=step_timeout),
+            limits=Limits(lease=5, lease_renew=0.2, step=step_timeout, database_grace=30),
             new_id=uuid7,
             now=lambda: datetime.now(UTC),
         ).run()
@@ -253,6 +257,95 @@ def test_a_step_over_its_time_limit_is_ended(bench: Bench) -> None:
     assert outcome.failure is not None
     assert outcome.failure.code == "runner_timeout"
     assert _runner_of_this_process() is None
+
+
+def test_a_time_limit_holds_while_an_upload_hangs(bench: Bench) -> None:
+    new = bench.submit(count=50)
+    claimed = bench.claim()
+    with _frozen_store(bench, once=lambda: bench.artifacts(new.id)):
+        began = time.monotonic()
+        outcome = bench.supervise(claimed, step_timeout=10)
+        assert time.monotonic() - began < 25
+    assert outcome.failure is not None
+    assert outcome.failure.code == "runner_timeout"
+    assert _runner_of_this_process() is None
+
+
+def test_a_store_that_takes_its_time_costs_nothing_but_time(bench: Bench) -> None:
+    new = bench.submit(count=2)
+    claimed = bench.claim()
+    with _frozen_store(bench, once=lambda: bench.artifacts(new.id), seconds=12):
+        assert bench.supervise(claimed).failure is None
+    assert len(bench.artifacts(new.id)) == 2
+    assert not [event for event in bench.jobs.events(new.id) if event.level == "warning"]
+
+
+@contextmanager
+def _frozen_store(bench: Bench, *, once: Callable[[], object], seconds: float = 60) -> Generator[None]:
+    """Freeze the S3 server as soon as ``once`` holds, until the end of the block or for so many seconds."""
+    server = bench.store.process
+    assert server is not None
+    over = threading.Event()
+
+    def freeze() -> None:
+        _wait(once)
+        os.kill(server.pid, signal.SIGSTOP)
+        over.wait(seconds)
+        os.kill(server.pid, signal.SIGCONT)
+
+    freezer = threading.Thread(target=freeze)
+    freezer.start()
+    try:
+        yield
+    finally:
+        over.set()
+        freezer.join()
+
+
+def test_a_short_absence_of_the_database_does_not_hide_how_the_attempt_ended(bench: Bench, postgres: Postgres) -> None:
+    new = bench.submit(count=50, steps=10)
+    claimed = bench.claim()
+    name = str(bench.engine.url.database)
+
+    def lock_everybody_out_for_a_while() -> None:
+        _wait(lambda: bench.artifacts(new.id))
+        with psycopg.connect(postgres.url("postgres"), autocommit=True) as admin:
+            admin.execute(_allow_connections(name, "false"))
+            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
+            _wait(lambda: _runner_of_this_process() is None)
+            admin.execute(_allow_connections(name, "true"))
+
+    thief = threading.Thread(target=lock_everybody_out_for_a_while)
+    thief.start()
+    outcome = bench.supervise(claimed)
+    thief.join()
+    assert outcome.failure is not None
+    assert outcome.failure.code == "database_unavailable"
+    assert EndingStore(engine=bench.engine).finalize(claimed.fence).failure == outcome.failure
+
+
+def _allow_connections(database: str, allowed: LiteralString) -> sql.Composed:
+    return sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}").format(sql.Identifier(database), sql.SQL(allowed))
+
+
+def test_a_step_with_nothing_left_to_do_runs_nothing(bench: Bench) -> None:
+    new = bench.submit()
+    first = bench.claim()
+    bench.supervise(first)
+    with bench.engine.begin() as connection:
+        connection.execute(text("UPDATE steps SET status = 'queued', outcome_json = NULL"))
+    second = bench.claim()
+    assert bench.supervise(second).failure is None
+    assert EndingStore(engine=bench.engine).finalize(second.fence).status == "succeeded"
+    assert [event.code for event in bench.jobs.events(new.id)].count("model.loading") == 1
+
+
+def test_a_finished_step_that_is_put_back_has_succeeded_instead(bench: Bench) -> None:
+    new = bench.submit()
+    claimed = bench.claim()
+    bench.supervise(claimed)
+    ClaimStore(engine=bench.engine).put_back(claimed.fence, reason="dispatcher_stopped")
+    assert bench.jobs.find(new.id).job.status == "succeeded"
 
 
 def test_a_cancelled_step_is_stopped_within_seconds_and_what_was_finished_stays(bench: Bench) -> None:

@@ -32,10 +32,13 @@ from dreamforge.jobs.frames import (
     StepDone,
     StepFailed,
 )
+from dreamforge.jobs.progress import Stage
 
+# Without NUL, which Postgres cannot keep.
+_texts = st.text(st.characters(codec="utf-8", exclude_characters="\x00"))
 _numbers = st.floats(allow_nan=False, allow_infinity=False)
-_values = st.none() | st.booleans() | st.integers() | _numbers | st.text()
-_objects = st.dictionaries(st.text(), _values, max_size=4)
+_values = st.none() | st.booleans() | st.integers() | _numbers | _texts
+_objects = st.dictionaries(_texts, _values, max_size=4)
 
 
 @st.composite
@@ -47,30 +50,28 @@ def _drawn(draw: st.DrawFn) -> ItemDrawn:
         seed=draw(st.integers()),
         width=width,
         height=height,
-        timings=draw(st.dictionaries(st.text(), _numbers, max_size=3)),
+        timings=draw(st.dictionaries(_texts, _numbers, max_size=3)),
         pixels=draw(st.binary(min_size=size, max_size=size)),
     )
 
 
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(
-        PrepareStep, step=st.text(), model_kind=st.text(), model_path=st.text(), device=st.text(), params=_objects
-    ),
+    st.builds(PrepareStep, step=_texts, model_kind=_texts, model_path=_texts, device=_texts, params=_objects),
     st.builds(BeginItem, item_index=st.integers(), seed=st.integers()),
     st.just(EndOfItems()),
     st.just(Acknowledge()),
-    st.builds(Ready, pid=st.integers(), versions=st.dictionaries(st.text(), st.text()), device_name=st.text()),
+    st.builds(Ready, pid=st.integers(), versions=st.dictionaries(_texts, _texts), device_name=_texts),
     st.builds(ModelLoaded, seconds=_numbers),
-    st.builds(Progress, item_index=st.integers(), stage=st.text(), stage_progress=_numbers),
+    st.builds(Progress, item_index=st.integers(), stage=st.sampled_from(Stage), stage_progress=_numbers),
     _drawn(),
-    st.builds(Log, level=st.text(), message=st.text()),
+    st.builds(Log, level=_texts, message=_texts),
     st.builds(StepDone, peak_memory=st.none() | st.integers()),
     st.builds(
         StepFailed,
-        code=st.text(),
-        message=st.text(),
+        code=_texts,
+        message=_texts,
         details=_objects,
-        suggestions=st.lists(st.text(), max_size=3),
+        suggestions=st.lists(_texts, max_size=3),
         peak_memory=st.none() | st.integers(),
     ),
 )
@@ -159,7 +160,28 @@ def test_a_header_that_is_no_object_is_refused(header: bytes) -> None:
         frames.decode(header, b"")
 
 
-@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity"])
+@pytest.mark.parametrize("text", ["a\0b", "a\ud800b"])
+def test_text_that_cannot_be_kept_is_made_so(text: str) -> None:
+    failed = {
+        "code": "internal",
+        "message": text,
+        "details": {text: [text]},
+        "suggestions": [text],
+        "peak_memory": None,
+    }
+    message = frames.decode(_header(type="step_failed", **failed), b"")
+    assert isinstance(message, StepFailed)
+    assert message.message == "a\ufffdb"
+    assert message.details == {"a\ufffdb": ["a\ufffdb"]}
+
+
+def test_progress_of_no_stage_is_refused() -> None:
+    header = _header(type="progress", item_index=0, stage="dreaming", stage_progress=0.5)
+    with pytest.raises(FrameError):
+        frames.decode(header, b"")
+
+
+@pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999"])
 def test_numbers_that_json_does_not_know_are_refused(number: bytes) -> None:
     with pytest.raises(FrameError):
         frames.decode(b'{"type": "model_loaded", "seconds": ' + number + b"}", b"")

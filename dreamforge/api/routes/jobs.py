@@ -24,8 +24,9 @@ from dreamforge.api.submit import submit_job
 from dreamforge.api.views import artifact_view, job_view, log_line
 from dreamforge.errors import NotFound
 from dreamforge.jobs.cancellation import CancelAnswer
+from dreamforge.jobs.events import EventCode
 from dreamforge.jobs.job import JobStatus, JobType
-from dreamforge.store.events import EventFilter
+from dreamforge.store.events import EventFilter, EventRecord
 from dreamforge.store.jobs import JobRecord
 from dreamforge.store.listing import JobFilter, JobPlace
 
@@ -141,17 +142,22 @@ async def get_job_logs(
     state: State,
     after: Annotated[int, Query(ge=0, le=2**62, description="Only events behind this `seq`.")] = 0,
     level: Annotated[list[Literal["debug", "info", "warning", "error"]] | None, Query()] = None,
-    code: Annotated[list[StorableText] | None, Query(max_length=50)] = None,
+    code: Annotated[list[EventCode] | None, Query(max_length=50)] = None,
     item_index: Annotated[int | None, Query(ge=0, le=99)] = None,
 ) -> StreamingResponse:
     """Every event so far, one JSON object a line, oldest first."""
     record = await _find(job_id, state)
     wanted = EventFilter(after=after, levels=tuple(level or ()), codes=tuple(code or ()), item_index=item_index)
-    return StreamingResponse(_lines(record.job.id, wanted, state), media_type=NDJSON)
+    events = state.jobs.events(record.job.id, wanted)
+    # Read before the answer begins: an error can still be told.
+    first = await anext(events, None)
+    return StreamingResponse(_lines(first, events), media_type=NDJSON)
 
 
-async def _lines(job_id: uuid.UUID, wanted: EventFilter, state: ApiState) -> AsyncIterator[str]:
-    async for event in state.jobs.events(job_id, wanted):
+async def _lines(first: EventRecord | None, events: AsyncIterator[EventRecord]) -> AsyncIterator[str]:
+    if first is not None:
+        yield log_line(first).model_dump_json() + "\n"
+    async for event in events:
         yield log_line(event).model_dump_json() + "\n"
 
 
