@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(default=8700, ge=1, le=65535)
     """Address of the HTTP API."""
+    url: str | None = None
+    """`http://host:port` of the service that client commands speak to; the address above when unset."""
     postgres_port: int = Field(default=8701, ge=1, le=65535)
     redis_port: int = Field(default=8702, ge=1, le=65535)
     s3_port: int = Field(default=8703, ge=1, le=65535)
@@ -82,6 +84,13 @@ class Settings(BaseSettings):
         if self.s3_endpoint and not (self.s3_access_key and self.s3_secret_key):
             raise ValueError("DREAMFORGE_S3_ENDPOINT is set: set DREAMFORGE_S3_ACCESS_KEY and _S3_SECRET_KEY too")
         return self
+
+    @property
+    def service_url(self) -> str:
+        """Where client commands find the service."""
+        # What listens everywhere is reached on loopback.
+        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104
+        return (self.url or f"http://{host}:{self.port}").rstrip("/")
 
     @property
     def models_root(self) -> Path:

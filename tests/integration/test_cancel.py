@@ -341,6 +341,28 @@ def test_a_cancel_waits_for_a_claim_in_flight_and_sees_what_it_did(engine: Engin
     assert _states(jobs, new) == ("cancelling", ["running"])
 
 
+def test_a_job_never_ends_before_its_cancel_was_asked_for(engine: Engine, jobs: Jobs) -> None:
+    new = _submitted(engine, jobs)
+    fence = _claimed(engine).fence
+    with ThreadPoolExecutor(1) as pool, engine.connect() as cancelling:
+        cancelling.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": new.id})
+        # Its transaction begins now, and ends after the other one.
+        ending = pool.submit(EndingStore(engine=engine).finalize, fence, lost=Failure("node_lost", "gone"))
+        _wait_for_lock(engine)
+        cancelling.execute(
+            text("UPDATE jobs SET status = 'cancelling', cancel_requested_at = clock_timestamp() WHERE id = :id"),
+            {"id": new.id},
+        )
+        cancelling.commit()
+        assert ending.result().status is StepStatus.CANCELLED
+    record = jobs.find(new.id)
+    assert record.job.finished_at is not None
+    assert record.job.cancel_requested_at is not None
+    assert record.job.finished_at >= record.job.cancel_requested_at
+    assert record.steps[0].finished_at is not None
+    assert record.steps[0].finished_at >= record.job.cancel_requested_at
+
+
 def test_a_claim_passes_by_a_job_that_is_being_cancelled(engine: Engine, jobs: Jobs) -> None:
     new = _submitted(engine, jobs)
     other = _submitted(engine, jobs)

@@ -38,3 +38,20 @@ def test_an_endpoint_without_keys_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.delenv("DREAMFORGE_S3_ACCESS_KEY", raising=False)
     with pytest.raises(ValidationError, match="DREAMFORGE_S3_ACCESS_KEY"):
         settings.load()
+
+
+@pytest.mark.parametrize(
+    ("variables", "url"),
+    [
+        ({}, "http://127.0.0.1:8700"),
+        ({"DREAMFORGE_HOST": "10.0.0.7", "DREAMFORGE_PORT": "9000"}, "http://10.0.0.7:9000"),
+        ({"DREAMFORGE_HOST": "0.0.0.0"}, "http://127.0.0.1:8700"),  # noqa: S104 - only text here
+        ({"DREAMFORGE_HOST": "10.0.0.7", "DREAMFORGE_URL": "https://forge.example.org/"}, "https://forge.example.org"),
+    ],
+)
+def test_client_commands_find_the_service(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], url: str) -> None:
+    for name in ("DREAMFORGE_HOST", "DREAMFORGE_PORT", "DREAMFORGE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert settings.load().service_url == url

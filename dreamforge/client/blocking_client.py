@@ -1,0 +1,189 @@
+"""The blocking client."""
+
+import time
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Never, Self, TypeVar
+
+import httpx2
+
+from dreamforge.api.schemas import Artifact, Job, LogLine, Model, Readiness
+from dreamforge.client import calls
+from dreamforge.client.calls import Call, JobId, JobQuery
+from dreamforge.client.errors import ClientError
+from dreamforge.client.flows import (
+    Course,
+    Effect,
+    Fetch,
+    Flow,
+    Give,
+    Pause,
+    answered,
+    downloaded,
+    followed,
+    paged,
+    waited,
+    watched,
+)
+from dreamforge.client.wire import DEFAULT_URL, Wire
+
+T = TypeVar("T")
+Result = TypeVar("Result")
+
+
+class Client:
+    """A client of one Dream Forge, for one thread at a time.
+
+    Usage::
+
+        with Client("http://127.0.0.1:8700") as client:
+            job = client.wait(client.submit("a lighthouse at dawn").id)
+
+    ``timeout`` is in seconds, for each answer. Calls that only read are repeated a few times, after pauses, when nobody
+    answers or a dependency of the service is away. Every method raises ``ClientError``.
+    """
+
+    def __init__(self, base_url: str = DEFAULT_URL, *, timeout: float = 30.0) -> None:
+        self._wire = Wire(base_url, timeout=timeout)
+        self._http = httpx2.Client(timeout=self._wire.timeout)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
+    def submit(
+        self,
+        prompt: str,
+        *,
+        count: int = 1,
+        model: str | None = None,
+        priority: str = "normal",
+        metadata: Mapping[str, str] | None = None,
+        params: Mapping[str, Any] | None = None,
+        options: Mapping[str, Any] | None = None,
+    ) -> Job:
+        """Create a job of ``count`` images, 1..100.
+
+        ``model`` is an id, a name or name@version; ``params`` are what its ``parameters_schema`` names, besides the
+        prompt: `{"width": 1024, "seed": 7}`. One that is None is left to the service. It is sent once: after
+        ``Unreachable`` it is not known whether there is a job.
+        """
+        body = calls.job_body(
+            prompt,
+            count=count,
+            model=model,
+            priority=priority,
+            metadata=metadata or {},
+            options=options or {},
+            params=params or {},
+        )
+        return self._run(answered(calls.submit_job(body)))
+
+    def get(self, job_id: JobId) -> Job:
+        """The job as it is now."""
+        return self._run(answered(calls.get_job(job_id)))
+
+    def list(
+        self,
+        *,
+        status: Sequence[str] = (),
+        type: str | None = None,
+        model: str | None = None,
+        created_after: datetime | None = None,
+        created_before: datetime | None = None,
+        page_size: int = 50,
+    ) -> Iterator[Job]:
+        """Jobs, newest first; pages, of ``page_size`` 1..200, are asked for as they are needed."""
+        query = JobQuery(status, type, model, created_after, created_before)
+        return self._iterate(paged(lambda cursor: calls.list_jobs(query, page_size=page_size, cursor=cursor)))
+
+    def cancel(self, job_id: JobId) -> Job:
+        """Ask for the job's end; the job as it is then: `cancelled`, `cancelling`, or over in another way."""
+        return self._run(answered(calls.cancel_job(job_id)))
+
+    def watch(self, job_id: JobId, *, timeout: float | None = None) -> Iterator[Job]:
+        """The job again and again, the last time when it is over. Raises ``WaitTimeout`` after ``timeout`` seconds.
+
+        A service that goes away is waited for, about half a minute.
+        """
+        return self._iterate(watched(job_id, timeout=timeout, now=time.monotonic))
+
+    def wait(self, job_id: JobId, *, timeout: float | None = None) -> Job:
+        """The job once it is over, however it ended. Raises ``WaitTimeout`` after ``timeout`` seconds."""
+        return self._run(waited(job_id, timeout=timeout, now=time.monotonic))
+
+    def events(self, job_id: JobId, *, after: int = 0, follow: bool = False) -> Iterator[LogLine]:
+        """The job's events behind the ``seq`` ``after``; with ``follow`` also those to come, until it is over."""
+        return self._iterate(followed(job_id, after=after, follow=follow))
+
+    def artifacts(self, job_id: JobId) -> Iterator[Artifact]:
+        """The job's finished images, in order, each with a URL that is good for a while."""
+        return self._iterate(paged(lambda cursor: calls.list_artifacts(job_id, cursor=cursor)))
+
+    def download(self, artifact: Artifact, target: Path, *, overwrite: bool = False) -> Path:
+        """Save an image as ``target``, which appears whole and with the right checksum, or not at all.
+
+        Raises ``FileExistsError`` when it is there already, and ``ChecksumMismatch``.
+        """
+        return self._run(downloaded(artifact, target, overwrite=overwrite))
+
+    def models(self) -> Sequence[Model]:
+        """Every model, with the JSON Schema of its parameters."""
+        return self._run(answered(calls.list_models()))
+
+    def readiness(self) -> Readiness:
+        """What the service says of itself and its dependencies, ready or not. Asked once: it is about this moment."""
+        return self._run(answered(calls.get_readiness(), pauses=()))
+
+    def _run(self, flow: Flow[Never, Result]) -> Result:
+        with Course(flow) as course:
+            while course.effect is not None:
+                course.answer(self._perform(course.effect))
+            return course.result
+
+    def _iterate(self, flow: Flow[T, Any]) -> Generator[T]:
+        with Course(flow) as course:
+            while course.effect is not None:
+                if isinstance(course.effect, Give):
+                    yield course.effect.value
+                    course.answer(None)
+                else:
+                    course.answer(self._perform(course.effect))
+
+    def _perform(self, effect: Effect | Give[Never]) -> object:
+        match effect:
+            case Pause(seconds=seconds):
+                return time.sleep(seconds)
+            case Call():
+                return self._call(effect)
+            case Fetch():
+                return self._fetch(effect)
+            case Give():
+                return None
+
+    def _call(self, call: Call[Any]) -> object:
+        url = self._wire.url(call)
+        try:
+            response = self._http.request(call.method, url, params=call.params or None, json=call.json)
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
+            return self._wire.unreachable(error)
+        return calls.read_answer(call, url, response.status_code, response.content)
+
+    def _fetch(self, fetch: Fetch) -> ClientError | None:
+        fetch.part.restart()
+        try:
+            with self._http.stream("GET", fetch.url) as response:
+                if refusal := self._wire.refusal(fetch.url, response.status_code):
+                    return refusal
+                for chunk in response.iter_bytes():
+                    fetch.part.write(chunk)
+        except (httpx2.RequestError, httpx2.InvalidURL) as error:
+            return self._wire.unreachable(error, store_url=fetch.url)
+        return None

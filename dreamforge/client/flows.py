@@ -1,0 +1,198 @@
+"""What a client does, step by step, without doing any of it: generators that yield effects and are sent the results.
+
+The blocking and the async client perform the effects, each in its way, as httpx does with ``Auth.auth_flow``. Retries,
+pages and waiting are written here once.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Generic, Never, Protocol, Self, TypeVar
+
+from dreamforge.api.schemas import Artifact, Job, LogLine
+from dreamforge.client.calls import Call, JobId, get_events, get_job
+from dreamforge.client.errors import ClientError, WaitTimeout
+from dreamforge.client.part import PartFile
+from dreamforge.jobs.job import JobStatus
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+Result = TypeVar("Result")
+
+OVER = frozenset(status.value for status in JobStatus if status.is_terminal)
+RETRY_PAUSES = (0.25, 0.5, 1.0)
+"""Seconds between the attempts of a call that may be repeated."""
+PATIENT_PAUSES = (*RETRY_PAUSES, *[2.0] * 15)
+"""The same while a job is being waited for: a service that is started again is back by then."""
+_LEAST_POLL, _MOST_POLL, _POLL_GROWTH = 0.2, 2.0, 1.5
+
+
+@dataclass(frozen=True)
+class Pause:
+    """Do nothing for a while."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Stream what is at a URL of the object store into a file."""
+
+    url: str
+    part: PartFile
+
+
+@dataclass(frozen=True)
+class Give(Generic[T_co]):
+    """Hand a value to whoever iterates."""
+
+    value: T_co
+
+
+Effect = Call[Any] | Pause | Fetch
+Flow = Generator[Effect | Give[T], Any, Result]
+
+
+class Course(Generic[T, Result]):
+    """A flow on its way: perform ``effect`` and ``answer`` it, until there is none; then there is a ``result``."""
+
+    def __init__(self, flow: Flow[T, Result]) -> None:
+        self._flow = flow
+        self.effect: Effect | Give[T] | None = None
+        self._result: list[Result] = []
+
+    def __enter__(self) -> Self:
+        self.answer(None)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._flow.close()
+
+    def answer(self, value: object) -> None:
+        """Go on to the next effect. An error is raised where the flow waits, which may catch it."""
+        try:
+            self.effect = self._flow.throw(value) if isinstance(value, ClientError) else self._flow.send(value)
+        except StopIteration as end:
+            self.effect = None
+            self._result.append(end.value)
+
+    @property
+    def result(self) -> Result:
+        """What the flow returned."""
+        return self._result[0]
+
+
+def answered(call: Call[T], *, pauses: Iterable[float] = RETRY_PAUSES) -> Flow[Never, T]:
+    """Make a call, and again after each pause while it may be repeated and the trouble may pass."""
+    for pause in pauses:
+        try:
+            return (yield call)
+        except ClientError as error:
+            if not (call.is_idempotent and error.is_passing):
+                raise
+        yield Pause(pause)
+    return (yield call)
+
+
+class Page(Protocol[T_co]):
+    """A page of any list."""
+
+    @property
+    def items(self) -> Iterable[T_co]:
+        """What is on it."""
+        ...
+
+    @property
+    def next_cursor(self) -> str | None:
+        """Where the next one begins."""
+        ...
+
+
+def paged(page: Callable[[str | None], Call[Page[T]]]) -> Flow[T, None]:
+    """Everything of a list, page by page. ``page`` makes the call for a cursor."""
+    cursor = None
+    while True:
+        answer: Page[T] = yield from answered(page(cursor))
+        for item in answer.items:
+            yield Give(item)
+        cursor = answer.next_cursor
+        if cursor is None:
+            return
+
+
+def watched(job_id: JobId, *, timeout: float | None, now: Callable[[], float]) -> Flow[Job, Job]:
+    """The job, again and again until it is over: often while it changes, more rarely while it does not."""
+    began = now()
+    pause, before = _LEAST_POLL, None
+    while True:
+        job: Job = yield from answered(get_job(job_id), pauses=PATIENT_PAUSES)
+        yield Give(job)
+        if job.status in OVER:
+            return job
+        if timeout is not None and now() - began >= timeout:
+            raise WaitTimeout(str(job.id), status=job.status, seconds=timeout)
+        pause = _LEAST_POLL if job.updated_at != before else min(pause * _POLL_GROWTH, _MOST_POLL)
+        before = job.updated_at
+        yield Pause(pause if timeout is None else min(pause, max(0.0, began + timeout - now())))
+
+
+def waited(job_id: JobId, *, timeout: float | None, now: Callable[[], float]) -> Flow[Never, Job]:
+    """The job once it is over."""
+    watching = watched(job_id, timeout=timeout, now=now)
+    return (yield from _without_gifts(watching))
+
+
+def _without_gifts(flow: Flow[T, Result]) -> Flow[Never, Result]:
+    with Course(flow) as course:
+        while course.effect is not None:
+            if isinstance(course.effect, Give):
+                course.answer(None)
+                continue
+            try:
+                answer = yield course.effect
+            except ClientError as error:
+                answer = error
+            course.answer(answer)
+        return course.result
+
+
+def followed(job_id: JobId, *, after: int, follow: bool) -> Flow[LogLine, None]:
+    """The job's events behind ``after``; with ``follow`` also those that come, until the job is over."""
+    pause = _LEAST_POLL
+    while True:
+        # Asked before the events are read: when it is over here, the events that follow are all there will be.
+        is_over = True
+        if follow:
+            job: Job = yield from answered(get_job(job_id), pauses=PATIENT_PAUSES)
+            is_over = job.status in OVER
+        lines: list[LogLine] = yield from answered(get_events(job_id, after=after), pauses=PATIENT_PAUSES)
+        for line in lines:
+            yield Give(line)
+            after = line.seq
+        if is_over:
+            return
+        pause = _LEAST_POLL if lines else min(pause * _POLL_GROWTH, _MOST_POLL)
+        yield Pause(pause)
+
+
+def downloaded(artifact: Artifact, target: Path, *, overwrite: bool) -> Flow[Never, Path]:
+    """The artifact's bytes as a file, whole and checked, or not at all."""
+    if target.exists() and not overwrite:
+        raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(target))
+    with PartFile(target) as part:
+        for pause in RETRY_PAUSES:
+            try:
+                yield Fetch(artifact.url, part)
+            except ClientError as error:
+                if not error.is_passing:
+                    raise
+            else:
+                break
+            yield Pause(pause)
+        else:
+            yield Fetch(artifact.url, part)
+        part.publish(checksum=artifact.checksum, overwrite=overwrite)
+    return target
