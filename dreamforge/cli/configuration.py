@@ -8,6 +8,8 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from dreamforge import settings as environment
+from dreamforge.cli.wording import sentence
+from dreamforge.client.errors import ClientError
 from dreamforge.embedded.trouble import StackError
 from dreamforge.errors import DreamForgeError
 from dreamforge.settings import Settings
@@ -24,7 +26,7 @@ def load_settings() -> Settings:
         raise StackError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
 
 
-FORESEEN = (StackError, DreamForgeError, OSError)
+FORESEEN = (StackError, DreamForgeError, ClientError, OSError)
 """What ends a command with one sentence; anything else is a bug and shows its trace."""
 
 
@@ -33,6 +35,8 @@ def sentence_of(error: BaseException) -> str:
     match error:
         case DreamForgeError():
             return error.message
+        case ClientError():
+            return sentence(error)
         case OSError(filename=str(name)):
             return f"{name}: {error.strerror}."
         case _:
@@ -45,7 +49,11 @@ def told_to(console: Console) -> Generator[None]:
     try:
         yield
     except FORESEEN as error:
-        console.print("[red]✗[/red] ", end="")
-        # A message may hold brackets, which are no markup.
-        console.print(sentence_of(error), highlight=False, soft_wrap=True, markup=False)
+        tell_trouble(console, sentence_of(error))
         raise typer.Exit(1) from error
+
+
+def tell_trouble(console: Console, words: str) -> None:
+    """Say what went wrong, in red."""
+    # A message may hold brackets, which are no markup.
+    console.print(f"✗ {words}", style="red", highlight=False, soft_wrap=True, markup=False)

@@ -4,7 +4,10 @@ import typer
 
 from dreamforge import __version__
 from dreamforge.cli.down import down
+from dreamforge.cli.generate import generate
+from dreamforge.cli.jobs import jobs
 from dreamforge.cli.logs import logs
+from dreamforge.cli.models import models
 from dreamforge.cli.status import status
 from dreamforge.cli.up import up
 
@@ -18,6 +21,9 @@ app.command()(up)
 app.command()(down)
 app.command()(status)
 app.command()(logs)
+app.command()(generate)
+app.add_typer(jobs, name="jobs")
+app.add_typer(models, name="models")
 
 
 @app.command()

@@ -1,0 +1,168 @@
+"""`dreamforge generate`: from a prompt to files."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+from rich.prompt import Confirm
+
+from dreamforge.api.schemas import Job
+from dreamforge.cli.configuration import tell_trouble
+from dreamforge.cli.image_files import ImageFiles
+from dreamforge.cli.job_progress import job_progress
+from dreamforge.cli.service import EXIT_INTERRUPTED, JsonOption, UrlOption, print_json, service
+from dreamforge.cli.wording import job_error
+from dreamforge.client import Client
+
+_SUCCEEDED = "succeeded"
+
+
+_MODELS_OWN = "the model's"
+_Count = Annotated[int, typer.Option("--count", "-n", min=1, max=100, help="How many images.")]
+_Folder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to save them.")]
+_Negative = Annotated[str | None, typer.Option(help="What to keep out of the images.", show_default=False)]
+_Pixels = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.", show_default=_MODELS_OWN)]
+_Steps = Annotated[int | None, typer.Option(help="Denoising steps.", show_default=_MODELS_OWN)]
+_Guidance = Annotated[float | None, typer.Option(help="How closely to follow the prompt.", show_default=_MODELS_OWN)]
+_Scheduler = Annotated[str | None, typer.Option(help="How noise is taken away.", show_default=_MODELS_OWN)]
+_Seed = Annotated[int | None, typer.Option(help="Image i is drawn with seed + i.", show_default="each draws its own")]
+_Model = Annotated[str | None, typer.Option(help="An id, a name, or name@version.", show_default="the default one")]
+_Param = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=VALUE", help="Any other parameter of the model; repeat it.", show_default=False),
+]
+_Priority = Annotated[Literal["low", "normal", "high"], typer.Option(help="Higher ones go first.")]
+_NoWait = Annotated[bool, typer.Option("--no-wait", help="Leave the job running; print its id and save nothing.")]
+
+
+def generate(  # noqa: PLR0913 - a command's options are its arguments
+    prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
+    count: _Count = 1,
+    output: _Folder = Path(),
+    negative: _Negative = None,
+    width: _Pixels = None,
+    height: _Pixels = None,
+    steps: _Steps = None,
+    guidance: _Guidance = None,
+    scheduler: _Scheduler = None,
+    seed: _Seed = None,
+    model: _Model = None,
+    param: _Param = None,
+    priority: _Priority = "normal",
+    no_wait: _NoWait = False,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Draw images and save them as they are finished. Their paths go to standard output, one a line.
+
+    Exit code 0: all are saved; 1: it failed; 130: interrupted.
+    """
+    params: dict[str, Any] = {
+        "negative_prompt": negative,
+        "width": width,
+        "height": height,
+        "steps": steps,
+        "guidance_scale": guidance,
+        "scheduler": scheduler,
+        "seed": seed,
+        **_named_values(param or []),
+    }
+    with service(url) as client:
+        files = ImageFiles(client=client, folder=output)
+        if not no_wait:
+            # Before there is a job: one whose images cannot be saved is not begun.
+            files.prepare()
+        job = client.submit(prompt, count=count, model=model, priority=priority, params=params)
+        if no_wait:
+            _tell_id(job, as_json=as_json)
+            return
+        drawing = _Drawing(client=client, files=files, as_json=as_json)
+        raise typer.Exit(drawing.follow(job))
+
+
+def _named_values(given: list[str]) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for pair in given:
+        name, equals, value = pair.partition("=")
+        if not (name and equals):
+            raise typer.BadParameter(f"{pair!r} is not NAME=VALUE.", param_hint="--param")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values
+
+
+def _tell_id(job: Job, *, as_json: bool) -> None:
+    if as_json:
+        print_json({"job": job, "files": []})
+    else:
+        typer.echo(str(job.id))
+
+
+class _Drawing:
+    """A submitted job, followed to its end."""
+
+    def __init__(self, *, client: Client, files: ImageFiles, as_json: bool) -> None:
+        self._client = client
+        self._files = files
+        self._as_json = as_json
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+
+    def follow(self, job: Job) -> int:
+        """Show and save until the job is over; the exit code."""
+        try:
+            ended = self._save_until_over(job)
+        except KeyboardInterrupt:
+            self._interrupt(job)
+            code = EXIT_INTERRUPTED
+            ended = self._client.get(job.id)
+        else:
+            code = 0 if ended.status == _SUCCEEDED else 1
+            self._tell_end(ended)
+        if self._as_json:
+            print_json({"job": ended, "files": [file.as_json() for file in self._files.saved]})
+        return code
+
+    def _save_until_over(self, job: Job) -> Job:
+        with job_progress(self._console, tell_paths=not self._as_json) as progress:
+            for now in self._client.watch(job.id):
+                job = now
+                progress.update(job)
+                for file in self._files.save_finished(job):
+                    progress.saved(file.path)
+        return job
+
+    def _tell_end(self, job: Job) -> None:
+        if job.status == _SUCCEEDED:
+            return
+        reason = job_error(job.error) if job.error else f"The job was {job.status}."
+        tell_trouble(self._console, reason)
+
+    def _interrupt(self, job: Job) -> None:
+        """Ask whether to cancel; a second Ctrl-C leaves the job to itself, and so does nobody's being there to ask."""
+        state = "goes on"
+        try:
+            if self._wants_cancel():
+                self._client.cancel(job.id)
+                state = "is being cancelled"
+                self._tell_ended(self._save_until_over(job))
+                return
+        except (KeyboardInterrupt, EOFError):
+            self._console.print()
+        self._console.print(f"The job {state}. Look at it: dreamforge jobs show {job.id}", markup=False)
+        if state == "goes on":
+            self._console.print(f"Cancel it: dreamforge jobs cancel {job.id}", markup=False)
+
+    def _wants_cancel(self) -> bool:
+        if not (sys.stdin.isatty() and self._console.is_terminal):
+            return False
+        return Confirm.ask("Cancel the job? Ctrl-C again leaves it running", console=self._console, default=False)
+
+    def _tell_ended(self, job: Job) -> None:
+        saved = len(self._files.saved)
+        kept = f"; {saved} image{'' if saved == 1 else 's'} saved" if saved else ""
+        self._console.print(f"The job is {job.status}{kept}.", markup=False)

@@ -1,0 +1,86 @@
+"""A job's images as files, saved as they are finished."""
+
+import errno
+import os
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from dreamforge.api.schemas import Artifact, Job
+from dreamforge.cli.wording import slug
+from dreamforge.client import Client
+from dreamforge.embedded.trouble import StackError
+
+_SHORT_ID = 8
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """A saved image."""
+
+    path: str
+    item_index: int
+    seed: int
+    checksum: str
+
+    def as_json(self) -> dict[str, Any]:
+        """For programs."""
+        return asdict(self)
+
+
+class ImageFiles:
+    """Saves what a job has finished into ``folder``, each image once; nothing that is there is overwritten."""
+
+    def __init__(self, *, client: Client, folder: Path) -> None:
+        self._client = client
+        self._folder = folder
+        self._saved: dict[str, ImageFile] = {}
+
+    def prepare(self) -> None:
+        """Make the folder. Raises ``StackError`` when nothing can be saved there."""
+        with self._told():
+            self._folder.mkdir(parents=True, exist_ok=True)
+            if not os.access(self._folder, os.W_OK | os.X_OK):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
+    @property
+    def saved(self) -> list[ImageFile]:
+        """What was saved so far, in the order of the images."""
+        return sorted(self._saved.values(), key=lambda file: file.item_index)
+
+    def save_finished(self, job: Job) -> Iterator[ImageFile]:
+        """Save the images that are new since the last call."""
+        if job.progress.items_done <= len(self._saved):
+            return
+        for artifact in self._client.artifacts(job.id):
+            if str(artifact.id) not in self._saved:
+                file = self._save(artifact, job)
+                self._saved[str(artifact.id)] = file
+                yield file
+
+    def _save(self, artifact: Artifact, job: Job) -> ImageFile:
+        for path in self._free_names(artifact, job):
+            if path.exists():
+                continue
+            with self._told():
+                self._client.download(artifact, path)
+            return ImageFile(str(path), artifact.item_index, artifact.seed, artifact.checksum)
+        raise AssertionError(artifact.id)
+
+    @contextmanager
+    def _told(self) -> Generator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StackError(f"Nothing can be saved in {self._folder}: {error.strerror}.") from error
+
+    def _free_names(self, artifact: Artifact, job: Job) -> Iterator[Path]:
+        # An id begins with the time, so that jobs of one minute share it: its end tells them apart.
+        short = job.id.hex[-_SHORT_ID:]
+        stem = f"{slug(str(job.params.get('prompt', '')))}-{artifact.seed}-{short}"
+        yield self._folder / f"{stem}.{artifact.format}"
+        for number in count(2):
+            yield self._folder / f"{stem}-{number}.{artifact.format}"

@@ -1,0 +1,115 @@
+"""`dreamforge jobs …`: look at jobs, read their logs, cancel them."""
+
+from datetime import UTC, datetime
+from itertools import islice
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from dreamforge.api.schemas import Job
+from dreamforge.cli.event_line import event_line
+from dreamforge.cli.job_view import STYLES, show_job
+from dreamforge.cli.service import JobIdArgument, JsonOption, UrlOption, print_json, service, stdout_console
+from dreamforge.cli.wording import age, shortened
+from dreamforge.client.flows import OVER
+from dreamforge.jobs.job import JobStatus
+
+jobs = typer.Typer(help="Look at jobs, read their logs, cancel them.", no_args_is_help=True)
+
+_LARGEST_PAGE = 200
+_OTHER_COLUMNS = 74
+"""What a line holds besides the prompt."""
+_LEAST_PROMPT = 12
+
+
+@jobs.command("list")
+def list_jobs(
+    status: Annotated[list[JobStatus] | None, typer.Option(help="Only these; repeat it.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="How many.")] = 20,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """List jobs, newest first."""
+    with service(url) as client:
+        # One more than asked for tells whether there are more.
+        page_size = min(limit + 1, _LARGEST_PAGE)
+        found = list(islice(client.list(status=status or (), page_size=page_size), limit + 1))
+    shown, more = found[:limit], len(found) > limit
+    if as_json:
+        print_json({"items": shown})
+        return
+    console = stdout_console()
+    if not shown:
+        console.print("There are no such jobs." if status else "There are no jobs yet: dreamforge generate 'a fox'")
+        return
+    console.print(_table(shown, width=console.width))
+    if more:
+        console.print(f"[dim]There are more: --limit {limit * 2}")
+
+
+def _table(found: list[Job], *, width: int) -> Table:
+    now = datetime.now(UTC)
+    table = Table(box=None, pad_edge=False)
+    for heading in ("id", "status", "images", "created", "prompt"):
+        table.add_column(heading, justify="right" if heading == "images" else "left", no_wrap=True)
+    for job in found:
+        prompt = shortened(str(job.params.get("prompt", "")), max(_LEAST_PROMPT, width - _OTHER_COLUMNS))
+        table.add_row(
+            str(job.id),
+            f"[{STYLES[job.status]}]{job.status}[/]" if job.status in STYLES else job.status,
+            f"{job.progress.items_done}/{job.progress.items_total}",
+            age(job.created_at, now=now),
+            # A prompt may hold brackets, which are no markup.
+            prompt.replace("[", r"\["),
+        )
+    return table
+
+
+@jobs.command("show")
+def show(job_id: JobIdArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Show a job and its images."""
+    with service(url) as client:
+        job = client.get(job_id)
+        artifacts = list(client.artifacts(job.id))
+        if as_json:
+            print_json({"job": job, "artifacts": artifacts})
+            return
+        names = {model.id: f"{model.name}@{model.version}" for model in client.models()}
+    model = names.get(job.model_id, "removed") if job.model_id else "removed"
+    show_job(stdout_console(), job, artifacts, model=model, now=datetime.now(UTC))
+
+
+@jobs.command("logs")
+def logs(
+    job_id: JobIdArgument,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as the service has them.")] = False,
+    url: UrlOption = None,
+) -> None:
+    """Show what has happened to a job."""
+    console = stdout_console()
+    with service(url) as client:
+        for event in client.events(job_id, follow=follow):
+            if as_json:
+                typer.echo(event.model_dump_json())
+            else:
+                console.print(event_line(event))
+
+
+@jobs.command("cancel")
+def cancel(job_id: JobIdArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Cancel a job. Images that are finished stay."""
+    with service(url) as client:
+        was_over = client.get(job_id).status in OVER
+        job = client.cancel(job_id)
+    if as_json:
+        print_json(job)
+        return
+    console = stdout_console()
+    if was_over:
+        console.print(f"The job was over already: {job.status}.")
+    elif job.status == JobStatus.CANCELLING:
+        console.print(f"Cancelling: it stops within seconds. See: dreamforge jobs show {job.id}")
+    else:
+        console.print(f"The job is {job.status}.")
