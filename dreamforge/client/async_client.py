@@ -179,7 +179,6 @@ class AsyncClient:
         return calls.read_answer(call, url, response.status_code, response.content)
 
     async def _fetch(self, fetch: Fetch) -> ClientError | None:
-        fetch.part.restart()
         try:
             async with self._http.stream("GET", fetch.url) as response:
                 if refusal := self._wire.refusal(fetch.url, response.status_code):

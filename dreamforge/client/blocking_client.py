@@ -177,7 +177,6 @@ class Client:
         return calls.read_answer(call, url, response.status_code, response.content)
 
     def _fetch(self, fetch: Fetch) -> ClientError | None:
-        fetch.part.restart()
         try:
             with self._http.stream("GET", fetch.url) as response:
                 if refusal := self._wire.refusal(fetch.url, response.status_code):

@@ -192,6 +192,7 @@ def downloaded(artifact: Artifact, target: Path, *, overwrite: bool) -> Flow[Nev
             else:
                 break
             yield Pause(pause)
+            part.restart()
         else:
             yield Fetch(artifact.url, part)
         part.publish(checksum=artifact.checksum, overwrite=overwrite)

@@ -219,6 +219,30 @@ def test_what_was_tampered_with_is_not_kept(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_download_that_breaks_off_begins_again(
+    client: Any, engine: Engine, object_store: ObjectStore, tmp_path: Path
+) -> None:
+    job = client.submit("a fox")
+    _finish(engine, object_store, count=1)
+    (artifact,) = client.artifacts(job.id)
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def break_off_once() -> None:
+        for body in (b"ima", b"image 0"):
+            connection, _ = listener.accept()
+            with connection:
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\nConnection: close\r\n\r\n" + body)
+
+    store = threading.Thread(target=break_off_once)
+    store.start()
+    elsewhere = artifact.model_copy(update={"url": f"http://127.0.0.1:{listener.getsockname()[1]}/x.png"})
+    assert client.download(elsewhere, tmp_path / "x.png").read_bytes() == b"image 0"
+    store.join()
+    listener.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
 @pytest.mark.parametrize("kind", ["blocking", "async"])
 def test_nobody_there_is_said_so(kind: str) -> None:
     url = f"http://127.0.0.1:{free_port()}"
