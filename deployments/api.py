@@ -6,6 +6,7 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.loopback import keep_to_loopback
+from deployments.placement import on_head
 from deployments.resources import database_url, open_blobs, redis_url
 from dreamforge import settings as environment
 from dreamforge import telemetry
@@ -38,7 +39,7 @@ def build(arguments: ApiArguments) -> Application:
         name="Api",
         num_replicas=arguments.num_replicas,
         max_ongoing_requests=arguments.max_ongoing_requests,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=on_head(),
         graceful_shutdown_timeout_s=5,
         health_check_period_s=5,
     )

@@ -9,6 +9,7 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.loopback import keep_to_loopback
+from deployments.placement import on_head
 from deployments.resources import database_url, redis_url
 from deployments.step import submit
 from dreamforge import settings as environment
@@ -71,7 +72,7 @@ def build(arguments: DispatcherArguments) -> Application:
     deploy = serve.deployment(
         name="Dispatcher",
         num_replicas=1,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options=on_head(),
         graceful_shutdown_timeout_s=arguments.graceful_shutdown_timeout_s,
         health_check_period_s=5,
         health_check_timeout_s=10,

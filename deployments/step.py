@@ -68,6 +68,7 @@ def _supervisor(settings: Settings, attempt: AttemptStore, fence: Fence) -> Supe
         ),
         node=Node(
             name=ray.util.get_node_ip_address(),
+            id=ray.get_runtime_context().get_node_id(),
             locks_folder=settings.data_dir.absolute() / "locks",
             environment=variables,
         ),

@@ -52,13 +52,13 @@ def postgres(server_folder: Path) -> Iterator[Postgres]:
 @pytest.fixture(scope="module")
 def database_url(postgres: Postgres) -> str:
     """A migrated database of the module's own."""
-    return _create(postgres, f"test_{next(_numbers)}", _TEMPLATE)
+    return create_database(postgres, template=_TEMPLATE)
 
 
 @pytest.fixture
 def empty_database_url(postgres: Postgres) -> str:
     """A database of the test's own with nothing in it."""
-    return _create(postgres, f"test_{next(_numbers)}", "template0")
+    return create_database(postgres, template="template0")
 
 
 @pytest.fixture(scope="session")
@@ -105,6 +105,11 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
         yield stack
     finally:
         stack.kill()
+
+
+def create_database(server: Postgres, *, template: str) -> str:
+    """The URL of a new database: `template0` gives an empty one, `template_dreamforge` a migrated one."""
+    return _create(server, f"test_{next(_numbers)}", template)
 
 
 def _create(server: Postgres, name: str, template: str) -> str:

@@ -7,33 +7,23 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import psutil
 
 from dreamforge.embedded.ports import free_port
 from dreamforge.embedded.ray_head import ray_folder
+from tests.service import Service, wait_for
+
+__all__ = ["RunningStack", "wait_for"]
 
 READY_SECONDS = 150.0
 _DREAMFORGE = (sys.executable, "-m", "dreamforge.cli.main")
-OVER = {"succeeded", "failed", "cancelled"}
 
 
-def wait_for(
-    condition: Callable[[], object], *, seconds: float = 60.0, what: str = "it", instead: Callable[[], object] = str
-) -> None:
-    """Return once ``condition`` holds; fail after ``seconds``, with what is there ``instead``."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"{what} did not come about within {seconds:g} s {instead()}"
-        time.sleep(0.05)
-
-
-class RunningStack:
+class RunningStack(Service):
     """One stack over one data folder; it can be started again after it has stopped."""
 
     def __init__(self, *, data_dir: Path, **variables: str) -> None:
@@ -139,36 +129,3 @@ class RunningStack:
     def state(self) -> dict[str, Any]:
         """What it wrote about itself."""
         return json.loads((self.data_dir / "stack.json").read_text())
-
-    def post(self, **body: Any) -> httpx2.Response:
-        """Post a generate job."""
-        return httpx2.post(f"{self.base_url}/v1/jobs", json={"type": "generate", **body}, timeout=10)
-
-    def get(self, path: str) -> httpx2.Response:
-        """Get a path of the API."""
-        return httpx2.get(f"{self.base_url}{path}", timeout=10)
-
-    def run(self, **body: Any) -> dict[str, Any]:
-        """Post a job and wait for its end; the job."""
-        response = self.post(**body)
-        assert response.status_code == 201, response.text
-        return self.wait_for_job(response.json()["id"])
-
-    def wait_for_job(self, job_id: str, *, seconds: float = 120.0) -> dict[str, Any]:
-        """The job, once it has ended."""
-        job: dict[str, Any] = {}
-
-        def is_over() -> bool:
-            job.update(self.get(f"/v1/jobs/{job_id}").json())
-            return job["status"] in OVER
-
-        wait_for(is_over, seconds=seconds, what=f"the end of job {job_id}")
-        return job
-
-    def artifacts(self, job: dict[str, Any]) -> list[dict[str, Any]]:
-        """The job's artifacts."""
-        return self.get(job["links"]["artifacts"]).json()["items"]
-
-    def events(self, job: dict[str, Any]) -> list[dict[str, Any]]:
-        """The job's events."""
-        return [json.loads(line) for line in self.get(job["links"]["logs"]).text.splitlines()]

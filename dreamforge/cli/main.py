@@ -8,6 +8,7 @@ from dreamforge.cli.generate import generate
 from dreamforge.cli.jobs import jobs
 from dreamforge.cli.logs import logs
 from dreamforge.cli.models import models
+from dreamforge.cli.prepare import prepare
 from dreamforge.cli.status import status
 from dreamforge.cli.up import up
 
@@ -24,6 +25,7 @@ app.command()(logs)
 app.command()(generate)
 app.add_typer(jobs, name="jobs")
 app.add_typer(models, name="models")
+app.command()(prepare)
 
 
 @app.command()

@@ -65,7 +65,7 @@ def lay_out(settings: Settings, *, gpus: int) -> Layout:
     store = None if settings.s3_endpoint else _object_store(settings, data_dir)
     database_url = postgres.url() if postgres else _secret(settings.database_url)
     redis_url = valkey.url() if valkey else _secret(settings.redis_url)
-    blobs = _blob_settings(settings, store)
+    blobs = blob_settings(settings, store)
     ray = None
     if not settings.ray_address:
         variables = _variables(settings, data_dir, database_url=database_url, redis_url=redis_url, blobs=blobs)
@@ -121,7 +121,8 @@ def _ray(settings: Settings, data_dir: Path, *, gpus: int, variables: Mapping[st
     )
 
 
-def _blob_settings(settings: Settings, store: ObjectStore | None) -> BlobSettings:
+def blob_settings(settings: Settings, store: ObjectStore | None = None) -> BlobSettings:
+    """How images are reached: in ``store``, else in the object store that ``settings`` name."""
     endpoint = store.endpoint if store else str(settings.s3_endpoint)
     return BlobSettings(
         endpoint=endpoint,

@@ -5,14 +5,13 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from dreamforge.blobs import Blobs
-from dreamforge.embedded import builtin
 from dreamforge.embedded.external import require_external
 from dreamforge.embedded.interrupts import Interrupts
 from dreamforge.embedded.layout import Layout
 from dreamforge.embedded.orphans import adopt_orphans, end_orphans
 from dreamforge.embedded.part import TITLES, Part
 from dreamforge.embedded.ports import require_free
+from dreamforge.embedded.preparation import prepare_service
 from dreamforge.embedded.report import Report
 from dreamforge.embedded.self_check import SelfCheck
 from dreamforge.embedded.serve import ServeApplications, load_config
@@ -21,7 +20,6 @@ from dreamforge.embedded.state import DataDirLock, PartState, StackState, forget
 from dreamforge.embedded.trouble import StackError
 from dreamforge.embedded.watch import Watch
 from dreamforge.settings import Settings
-from dreamforge.store import migrate
 from dreamforge.store.claims import ClaimStore
 from dreamforge.store.engine import open_engine
 
@@ -66,12 +64,9 @@ class Stack:
             with self._report.part("Servers of yours", "asking whether they let us in"):
                 require_external(self._settings, self._layout.blobs)
         self._start_parts()
-        with self._report.part("Schema", "migrating"):
-            migrate.upgrade(self._layout.database_url)
-        with self._report.part("Bucket", "looking"):
-            Blobs(self._layout.blobs).ensure_bucket()
-        with self._report.part("Model", "looking; the built-in one is made the first time"):
-            notice = builtin.install_if_empty(self._settings, self._layout.database_url)
+        notice = prepare_service(
+            self._settings, database_url=self._layout.database_url, blobs=self._layout.blobs, report=self._report
+        )
         self._wait_ready("ray")
         self._applications = self._connect_applications()
         with self._report.part("Service", "deploying serve_config.yaml"):

@@ -107,12 +107,13 @@ class JobFailed(Event):
 
 @dataclass(frozen=True)
 class StepStarted(Event):
-    """A runner is being started for the step on ``node``."""
+    """A runner is being started for the step on ``node``, an address; ``node_id`` is Ray's, None outside of Ray."""
 
     code: ClassVar[EventCode] = EventCode.STEP_STARTED
     step: str
     attempt: int
     node: str
+    node_id: str | None = None
 
 
 @dataclass(frozen=True)

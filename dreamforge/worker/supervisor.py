@@ -57,11 +57,15 @@ class Limits:
 
 @dataclass(frozen=True)
 class Node:
-    """Where the supervisor runs. ``environment`` is what a runner's is chosen from."""
+    """Where the supervisor runs. ``environment`` is what a runner's is chosen from.
+
+    ``name`` is an address, which several nodes may share; ``id`` is Ray's, None outside of Ray.
+    """
 
     name: str
     locks_folder: Path
     environment: Mapping[str, str]
+    id: str | None = None
 
 
 class Supervisor:
@@ -87,7 +91,7 @@ class Supervisor:
         self._limits = limits
         self._new_id = new_id
         self._now = now
-        self._metadata: dict[str, Any] = {"node": node.name, "supervisor_pid": os.getpid()}
+        self._metadata: dict[str, Any] = {"node": node.name, "node_id": node.id, "supervisor_pid": os.getpid()}
 
     def run(self) -> Outcome:
         """Take over the lease, run, report. A job that is to be cancelled has its runner stopped."""
@@ -95,7 +99,9 @@ class Supervisor:
         with LeaseKeeper(
             attempt=self._attempt, lease_seconds=self._limits.lease, renew_seconds=self._limits.lease_renew
         ) as lease:
-            started = StepStarted(step=call.step, attempt=self._fence.attempt, node=self._node.name)
+            started = StepStarted(
+                step=call.step, attempt=self._fence.attempt, node=self._node.name, node_id=self._node.id
+            )
             self._surely(lambda: self._attempt.start(started, metadata=self._metadata))
             outcome = Outcome(self._run_on_gpu(call, lease)) if call.items else Outcome()
             self._surely(lambda: self._attempt.report(outcome, metadata=self._metadata))
@@ -168,7 +174,9 @@ class Supervisor:
     def _prepare(self, call: StepCall) -> PrepareStep:
         model = call.model
         if model is None or model.local_path is None or not Path(model.local_path).is_dir():
-            raise ModelCorrupt("The model's files are not on this node.", details={"node": self._node.name})
+            raise ModelCorrupt(
+                "The model's files are not on this node.", details={"node": self._node.name, "node_id": self._node.id}
+            )
         return PrepareStep(
             step=call.step,
             model_kind=model.kind,
