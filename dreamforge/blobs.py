@@ -1,15 +1,18 @@
 """Objects in S3: the bytes of images. Any store that speaks S3 with SigV4 will do."""
 
 import io
+import re
+import uuid
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from urllib.parse import urlsplit
+from xml.etree.ElementTree import ParseError
 
 import urllib3
 from minio import Minio
-from minio.error import MinioException, S3Error
+from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError
 
 from dreamforge.errors import StorageUnavailable
@@ -35,9 +38,28 @@ def _storage_errors() -> Generator[None]:
     try:
         yield
     except S3Error as error:
-        raise StorageUnavailable(f"The object store answered {error.code}.", details={"code": error.code}) from error
+        raise _answered(str(error.code)) from error
+    except InvalidResponseError as error:
+        raise _answered(_code(error)) from error
+    except ServerError as error:
+        raise _answered(f"status {error.status_code}") from error
+    except (ParseError, UnicodeDecodeError) as error:
+        raise _answered("something that is no S3") from error
     except (MinioException, HTTPError, OSError) as error:
         raise StorageUnavailable from error
+
+
+def _answered(what: str) -> StorageUnavailable:
+    return StorageUnavailable(f"The object store answered {what}.", details={"code": what})
+
+
+def _code(error: InvalidResponseError) -> str:
+    """S3's code in an answer that the client takes for none: it reads `application/xml` only, not `text/xml`."""
+    code = re.search(r"<Code>(\w{1,64})</Code>", str(error))
+    if code:
+        return code[1]
+    status = re.search(r"Response code: (\d{3}), Content-Type: ([\w/+.-]{0,64})", str(error))
+    return f"status {status[1]} and {status[2]}, as no S3 server does" if status else "something that is no S3"
 
 
 def _client(settings: BlobSettings, endpoint: str, *, read_timeout: float) -> Minio:
@@ -94,3 +116,19 @@ class Blobs:
         with _storage_errors():
             if not self._pinged.bucket_exists(self._bucket):
                 raise StorageUnavailable(f"The bucket {self._bucket!r} does not exist.")
+
+    def rehearse(self) -> None:
+        """Make the bucket when it is not there, write an object, read it and remove it again."""
+        self.ensure_bucket()
+        key, data = f"dreamforge/probe/{uuid.uuid4()}", uuid.uuid4().bytes
+        self.put(key, data, content_type="application/octet-stream")
+        with _storage_errors():
+            answer = self._client.get_object(self._bucket, key)
+            try:
+                kept = answer.read(len(data) + 1)
+            finally:
+                answer.close()
+                answer.release_conn()
+            if kept != data:
+                raise StorageUnavailable("The object store does not give back what it was given.")
+            self._client.remove_object(self._bucket, key)

@@ -52,6 +52,9 @@ class Ticket:
     v: int = TICKET_VERSION
 
 
+_REHEARSAL = Ticket(step_id="rehearsal", job_id="rehearsal", step="rehearsal", attempt=0, request_id="rehearsal")
+
+
 @contextmanager
 def _queue_errors() -> Generator[None]:
     try:
@@ -97,6 +100,32 @@ class TicketQueue:
         """Return when Redis answers."""
         with _queue_errors():
             self._redis.ping()
+
+
+def rehearse(redis_url: str, *, timeout: float) -> None:
+    """Send a ticket through a queue of its own, and take it as a slot does.
+
+    Raises ``QueueUnavailable`` when Redis is away or refuses any of the commands that this takes.
+    """
+    name = f"rehearsal-{uuid.uuid4().hex}"
+    with _queue_errors(), connect(redis_url, timeout=timeout) as redis:
+        # Before RQ raises the connections' time limit.
+        redis.ping()
+        queue = Queue(name, connection=redis, serializer=JSONSerializer)
+        worker = _TicketWorker(queue=queue, redis=redis)
+        worker.register_birth()
+        try:
+            queue.enqueue_call(TICKET_FUNCTION, kwargs=asdict(_REHEARSAL), timeout=-1, result_ttl=0, ttl=TICKET_TTL)
+            taken = Queue.dequeue_any([queue], _POLL_SECONDS, connection=redis, serializer=JSONSerializer)
+            if taken is None:
+                raise QueueUnavailable("Redis lost a ticket.")
+            worker.execute_job(*taken)
+            worker.heartbeat()
+        finally:
+            worker.register_death()
+            # RQ keeps the worker for a minute, and deletes a queue by a script, which nothing else here does.
+            redis.delete(queue.key, queue.intermediate_queue_key, worker.key)
+            redis.srem(Queue.redis_queues_keys, queue.key)
 
 
 class BrokenTicket(Exception):

@@ -3,25 +3,64 @@
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, Protocol
 
 import psycopg
 import pytest
 from hypothesis import settings
 from psycopg import sql
 
+from dreamforge.blobs import BlobSettings
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.embedded.ports import free_port
 from dreamforge.embedded.postgres import Postgres
 from dreamforge.embedded.valkey import Valkey
 from dreamforge.store import migrate
 from tests.running_stack import RunningStack
+from tests.servers import postgres as postgres_of_debian
+from tests.servers import redis as redis_of_debian
+from tests.servers import swift as swift_of_openstack
+from tests.servers.postgres import DebianPostgres
+from tests.servers.redis import DebianRedis
+from tests.servers.swift import Swift
 
 # A busy machine is no reason to fail.
 settings.register_profile("dreamforge", deadline=None)
 settings.load_profile("dreamforge")
 
 _TEMPLATE = "template_dreamforge"
+_EMBEDDED = "embedded"
+# Under the mark `every_server` a test runs once over each of these, by the fixture that leads to it.
+_SERVERS = {
+    "postgres": {_EMBEDDED: "embedded_postgres", "debian": "debian_postgres"},
+    "redis_url": {_EMBEDDED: "embedded_redis", "debian": "debian_redis"},
+    "blob_settings": {_EMBEDDED: "object_store", "swift": "swift"},
+}
 _numbers = itertools.count(1)
+
+
+class Database(Protocol):
+    """A PostgreSQL server, whoever made it."""
+
+    def url(self, database: str) -> str:
+        """`postgresql://…` of one of its databases."""
+        ...
+
+
+class Redis(Protocol):
+    """A Redis or Valkey server."""
+
+    def url(self) -> str:
+        """`redis://…` of one of its databases."""
+        ...
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Repeat what is marked `every_server` over the servers of others."""
+    if metafunc.definition.get_closest_marker("every_server"):
+        for fixture, servers in _SERVERS.items():
+            if fixture in metafunc.fixturenames:
+                metafunc.parametrize(fixture, list(servers), indirect=True, scope="session")
 
 
 @pytest.fixture(scope="session")
@@ -31,8 +70,14 @@ def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def postgres(server_folder: Path) -> Iterator[Postgres]:
+def postgres(request: pytest.FixtureRequest) -> Database:
     """A PostgreSQL server with a migrated template database."""
+    return _chosen(request, "postgres")
+
+
+@pytest.fixture(scope="session")
+def embedded_postgres(server_folder: Path) -> Iterator[Postgres]:
+    """The PostgreSQL that comes with Dream Forge."""
     server = Postgres(
         data=server_folder / "postgres",
         port=free_port(),
@@ -42,28 +87,47 @@ def postgres(server_folder: Path) -> Iterator[Postgres]:
     server.start()
     try:
         server.wait_ready()
-        _create(server, _TEMPLATE, "template1")
-        migrate.upgrade(server.url(_TEMPLATE))
+        _make_template(server)
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def debian_postgres(server_folder: Path) -> Iterator[DebianPostgres]:
+    """Debian's PostgreSQL."""
+    postgres_of_debian.require()
+    server = DebianPostgres(port=free_port(), log=server_folder / "debian-postgres.log")
+    try:
+        server.start()
+        _make_template(server)
         yield server
     finally:
         server.stop()
 
 
 @pytest.fixture(scope="module")
-def database_url(postgres: Postgres) -> str:
+def database_url(postgres: Database) -> str:
     """A migrated database of the module's own."""
     return create_database(postgres, template=_TEMPLATE)
 
 
 @pytest.fixture
-def empty_database_url(postgres: Postgres) -> str:
+def empty_database_url(postgres: Database) -> str:
     """A database of the test's own with nothing in it."""
     return create_database(postgres, template="template0")
 
 
 @pytest.fixture(scope="session")
-def redis_url(server_folder: Path) -> Iterator[str]:
-    """A Valkey server."""
+def redis_url(request: pytest.FixtureRequest) -> str:
+    """A Redis or Valkey server."""
+    server: Redis = _chosen(request, "redis_url")
+    return server.url()
+
+
+@pytest.fixture(scope="session")
+def embedded_redis(server_folder: Path) -> Iterator[Valkey]:
+    """The Valkey that comes with Dream Forge."""
     server = Valkey(
         data=server_folder / "valkey",
         port=free_port(),
@@ -73,9 +137,28 @@ def redis_url(server_folder: Path) -> Iterator[str]:
     server.start()
     try:
         server.wait_ready()
-        yield server.url()
+        yield server
     finally:
         server.stop()
+
+
+@pytest.fixture(scope="session")
+def debian_redis(server_folder: Path) -> Iterator[DebianRedis]:
+    """Debian's Redis."""
+    redis_of_debian.require()
+    server = DebianRedis(port=free_port(), log=server_folder / "debian-redis.log")
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def blob_settings(request: pytest.FixtureRequest) -> BlobSettings:
+    """An S3 server."""
+    server: ObjectStore | Swift = _chosen(request, "blob_settings")
+    return server.settings()
 
 
 @pytest.fixture(scope="session")
@@ -96,6 +179,20 @@ def object_store(server_folder: Path) -> Iterator[ObjectStore]:
 
 
 @pytest.fixture(scope="session")
+def swift(server_folder: Path) -> Iterator[Swift]:
+    """OpenStack Swift's S3 door."""
+    swift_of_openstack.require(server_folder)
+    folder = server_folder / "swift"
+    folder.mkdir()
+    server = Swift(folder=folder)
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """The whole service as `dreamforge up` starts it, ready."""
     stack = RunningStack(data_dir=tmp_path_factory.mktemp("stack"))
@@ -107,12 +204,21 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
         stack.kill()
 
 
-def create_database(server: Postgres, *, template: str) -> str:
+def create_database(server: Database, *, template: str) -> str:
     """The URL of a new database: `template0` gives an empty one, `template_dreamforge` a migrated one."""
     return _create(server, f"test_{next(_numbers)}", template)
 
 
-def _create(server: Postgres, name: str, template: str) -> str:
+def _chosen(request: pytest.FixtureRequest, fixture: str) -> Any:
+    return request.getfixturevalue(_SERVERS[fixture][getattr(request, "param", _EMBEDDED)])
+
+
+def _make_template(server: Database) -> None:
+    _create(server, _TEMPLATE, "template1")
+    migrate.upgrade(server.url(_TEMPLATE))
+
+
+def _create(server: Database, name: str, template: str) -> str:
     with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
         connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))

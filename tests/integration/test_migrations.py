@@ -5,12 +5,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from sqlalchemy import create_engine, text
 from sqlalchemy.engine import Connection
 
 from dreamforge.store import migrate
 from dreamforge.store.engine import driver_url
 from dreamforge.store.tables import Table
+
+pytestmark = pytest.mark.every_server
 
 _SHAPE = {
     "columns": """

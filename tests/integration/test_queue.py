@@ -11,9 +11,11 @@ from rq.serializers import DefaultSerializer, JSONSerializer, Serializer
 
 from dreamforge.errors import QueueUnavailable
 from dreamforge.jobs.job import Lane
-from dreamforge.queue import QUEUE_NAMES, TICKET_FUNCTION, Ticket, TicketListener, TicketQueue, connect
+from dreamforge.queue import QUEUE_NAMES, TICKET_FUNCTION, Ticket, TicketListener, TicketQueue, connect, rehearse
 
 TICKET = Ticket(step_id="0192-step", job_id="0192-job", step="generate", attempt=0, request_id="r")
+
+pytestmark = pytest.mark.every_server
 
 
 @pytest.fixture
@@ -108,3 +110,11 @@ def test_redis_away_is_said_within_a_second() -> None:
     with pytest.raises(QueueUnavailable):
         TicketQueue(redis=connect("redis://127.0.0.1:1/0"), lane=Lane.GPU).push(TICKET)
     assert time.monotonic() - began < 1
+
+
+def test_a_rehearsal_wakes_nobody_and_leaves_nothing(redis: Redis, taken: list[Ticket], redis_url: str) -> None:
+    _wait(lambda: redis.keys("rq:worker:*"))
+    before = set(redis.keys())
+    rehearse(redis_url, timeout=5)
+    assert set(redis.keys()) == before
+    assert not taken

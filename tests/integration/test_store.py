@@ -22,6 +22,8 @@ from dreamforge.store.events import EventFilter
 from dreamforge.store.fence import Fence
 from tests.integration.factories import Jobs, a_job, a_model, claim
 
+pytestmark = pytest.mark.every_server
+
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:

@@ -1,0 +1,1 @@
+"""Servers that are none of ours, as Debian packages them."""
