@@ -152,7 +152,10 @@ def _variables(
 
 def _given_token(settings: Settings) -> str | None:
     if settings.ray_auth_token_path:
-        return settings.ray_auth_token_path.read_text().strip()
+        try:
+            return settings.ray_auth_token_path.read_text().strip()
+        except (OSError, ValueError) as error:
+            raise StackError(f"RAY_AUTH_TOKEN_PATH: {settings.ray_auth_token_path} cannot be read.") from error
     return _secret(settings.ray_auth_token) or None
 
 

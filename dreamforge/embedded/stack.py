@@ -58,11 +58,12 @@ class Stack:
                 self._settings.database_url,
                 self._settings.redis_url,
                 self._settings.s3_endpoint,
+                self._settings.s3_public_endpoint,
                 self._settings.ray_address,
             )
         ):
             with self._report.part("Servers of yours", "asking whether they let us in"):
-                require_external(self._settings, self._layout.blobs)
+                require_external(self._settings, self._layout.blobs, ray_token=self._layout.ray_token)
         self._start_parts()
         notice = prepare_service(
             self._settings, database_url=self._layout.database_url, blobs=self._layout.blobs, report=self._report
