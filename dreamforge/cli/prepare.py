@@ -33,7 +33,7 @@ def prepare(
         blobs = blob_settings(settings)
         with report.part("Servers of yours", "asking whether they let us in"):
             # Ray is asked by `serve deploy`; on a node of a cluster RAY_ADDRESS may name its GCS instead.
-            require_external(settings.model_copy(update={"ray_address": None}), blobs)
+            require_external(settings.model_copy(update={"ray_address": None}), blobs, ray_token=None)
         notice = prepare_service(settings, database_url=database_url, blobs=blobs, report=report, with_model=model)
         if notice:
             report.say(f"\n[yellow]{notice}[/yellow]")
