@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import psycopg
 import pytest
 
 from dreamforge.embedded.ports import free_port
 from dreamforge.store import migrate
+from dreamforge.store.inspection import known_schemas
 from tests.refusal import store_variables
 from tests.running_stack import RunningStack, wait_for
 from tests.servers import postgres, redis, swift
@@ -111,11 +113,13 @@ def test_images_are_drawn_and_kept_over_servers_of_others(stack: RunningStack, o
     assert stack.run(params={"prompt": "again"})["status"] == "succeeded"
     with psycopg.connect(others.postgres.url()) as connection:
         assert connection.execute("SELECT count(*) FROM jobs WHERE status = 'succeeded'").fetchone() == (4,)
-        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == ("0001",)
+        assert connection.execute("SELECT version_num FROM alembic_version").fetchone() == (known_schemas().newest,)
 
     _assert_absences_are_told(stack, others, job)
+    family = stack.family()
     stack.send(signal.SIGINT)
     assert stack.wait_for_end(seconds=40) == 0
+    assert not [process for process in family if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
     assert "Traceback" not in stack.said()
 
 
