@@ -23,7 +23,7 @@ from tests.terminal import CTRL_C, Terminal
 
 pytestmark = pytest.mark.timeout(400)
 
-LONG = ("-n", "40", "--steps", "150", "--seed", "0")
+LONG = ("-n", "40", "--steps", "50", "--seed", "0")
 CANCEL_SECONDS = 15.0
 """Generous: the machine may be busy. The latency in the event is by the database's clock."""
 
