@@ -131,7 +131,8 @@ class RayCluster(Service):
     def _furnish(self, variables: Mapping[str, str]) -> None:
         data = self.folder / "data"
         (self.home / ".ray").mkdir(parents=True)
-        (self.home / ".ray" / "auth_token").write_text(self.token)
+        # With the newline that `openssl rand -hex` ends it with.
+        (self.home / ".ray" / "auth_token").write_text(f"{self.token}\n")
         checkout = self.home / "dreamforge"
         checkout.mkdir()
         for path in ROOT.iterdir():
