@@ -1,6 +1,7 @@
 """Real servers for the tests, each on a port and in a folder of its own."""
 
 import itertools
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +25,8 @@ from tests.servers.postgres import DebianPostgres
 from tests.servers.redis import DebianRedis
 from tests.servers.swift import Swift
 
+# A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # A busy machine is no reason to fail.
 settings.register_profile("dreamforge", deadline=None)
 settings.load_profile("dreamforge")
