@@ -132,6 +132,7 @@ _DOOR_RULES = (
 
 def _answer_in_the_envelope(defaults: _Section) -> None:
     defaults.drop(r"^\s*errorfile ")
+    defaults.replace(r"retry-on .*", "retry-on conn-failure empty-response")
     # Before a request could be read it has no id: the one that HAProxy makes is used.
     early = [_http_error(status, *_EARLY[status], request_id="unique-id") for status in _EARLY]
     late = [_http_error(status, *_AWAY, request_id="var(txn.request_id)") for status in (500, 502, 503, 504)]
@@ -149,6 +150,8 @@ def _guard(frontend: _Section) -> None:
             "if { req.hdr(x-request-id) -m reg ^[A-Za-z0-9._:-]{1,128}$ } { req.hdr_cnt(x-request-id) 1 }",
             "http-request set-var(txn.request_id) unique-id if !{ var(txn.request_id) -m found }",
             "http-request set-header x-request-id %[var(txn.request_id)]",
+            # A replica that died in the middle: what only reads is asked of another one, what writes is not sent twice.
+            "http-request disable-l7-retry if !METH_GET",
             "http-request del-header x-request-timeout-seconds",
             "http-request del-header x-request-disconnect-disabled",
             f"http-request {_reply(404, *_NOWHERE, request_id='var(txn.request_id)')} "

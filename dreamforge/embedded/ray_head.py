@@ -115,6 +115,8 @@ class RayHead:
         sessions = sorted(path for path in self._sessions.glob("session_2*") if path.is_dir())
         for session in sessions[:-1]:
             shutil.rmtree(session, ignore_errors=True)
+        # HAProxy's sockets and files, by the node's id.
+        shutil.rmtree(self.folder / "h", ignore_errors=True)
 
     def _arguments(self) -> list[str]:
         return [
