@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from datetime import UTC, datetime
 from typing import Any
 
@@ -27,7 +28,8 @@ class NdjsonFormatter(logging.Formatter):
 
 def install(*, level: str = "INFO") -> None:
     """Write the package's logs to standard error; Ray keeps that per process under its session's logs."""
-    handler = logging.StreamHandler()
+    # Not `sys.stderr`: in a replica Serve puts its own logger there, which holds lines back until it has a thousand.
+    handler = logging.StreamHandler(sys.__stderr__)
     handler.setFormatter(NdjsonFormatter())
     logger = logging.getLogger("dreamforge")
     logger.handlers = [handler]

@@ -16,11 +16,18 @@ _FILES = {
     "valkey": ["valkey.log"],
     "s3": ["s3.log"],
     "ray": ["ray.log"],
-    "api": ["ray-session/serve/replica_api_Api_*.log"],
-    "dispatcher": ["ray-session/serve/replica_dispatcher_*.log"],
-    "steps": ["ray-session/worker-*.out", "ray-session/worker-*.err"],
+    "api": ["ray-session/worker-*.err", "ray-session/serve/replica_api_*.log"],
+    "dispatcher": ["ray-session/worker-*.err", "ray-session/serve/replica_dispatcher_*.log"],
+    "steps": ["ray-session/worker-*.err"],
 }
 """By name: files in the logs' folder."""
+_MARKS = {
+    "api": ":actor_name:ServeReplica:api:",
+    "dispatcher": ":actor_name:ServeReplica:dispatcher:",
+    "steps": ":task_name:generate ",
+}
+"""What Ray writes at the top of a worker's file."""
+_TOP = 1024
 
 
 def logs(
@@ -39,8 +46,18 @@ def logs(
 def _paths(folder: Path, name: str | None) -> list[Path]:
     if name is not None and name not in _FILES:
         raise StackError(f"There is no part {name!r}. Parts: {', '.join(_FILES)}.")
-    patterns = _FILES[name] if name else [pattern for some in _FILES.values() for pattern in some]
-    found = [path for pattern in patterns for path in sorted(folder.glob(pattern)) if path.stat().st_size]
+    names = [name] if name else list(_FILES)
+    found = [path for part in names for path in _files_of(part, folder)]
     if not found:
         raise StackError(f"Nothing is written under {folder} yet.")
     return found
+
+
+def _files_of(part: str, folder: Path) -> list[Path]:
+    paths = [path for pattern in _FILES[part] for path in sorted(folder.glob(pattern)) if path.stat().st_size]
+    return [path for path in paths if not path.name.startswith("worker-") or _MARKS[part] in _top(path)]
+
+
+def _top(path: Path) -> str:
+    with path.open(errors="replace") as stream:
+        return stream.read(_TOP)
