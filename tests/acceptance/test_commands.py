@@ -92,7 +92,7 @@ def test_logs_knows_its_parts(detached: RunningStack) -> None:
 
 
 def test_logs_can_be_followed(detached: RunningStack) -> None:
-    with detached.spawn("logs", "dispatcher", "-f", "-n", "0") as following:
+    with detached.spawn("logs", "dispatcher", "-f", "-n", "1000") as following:
         wait_for(lambda: "tail" in psutil.Process(following.pid).cmdline()[0], what="the reader")
         job = detached.run(params={"prompt": "followed"})
         assert following.stdout is not None
