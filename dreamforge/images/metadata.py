@@ -28,7 +28,7 @@ _FIELD = re.compile(r'(\w[\w /-]+):\s*("(?:[^"\\]|\\.)+"|[^,]*)(?:,\s*|$)')
 # What the readers take for the beginning of the next part, at the start of a line.
 _MARKS = re.compile(r"^([\s\ufeff]*)(Negative prompt:|Steps:)", re.MULTILINE | re.IGNORECASE)
 _WORD_JOINER = "\u2060"
-_MARKED = re.compile(f"^{_WORD_JOINER}(?=Negative prompt:|Steps:)", re.MULTILINE | re.IGNORECASE)
+_MARKED = re.compile(rf"^([\s\ufeff]*){_WORD_JOINER}(?=Negative prompt:|Steps:)", re.MULTILINE | re.IGNORECASE)
 _BREAKS = re.compile(r"\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 
@@ -114,8 +114,8 @@ def parse_parameters(text: str) -> A1111Parameters:
     negative = "\n".join(stripped[border:]).removeprefix(_NEGATIVE)
     fields = {name: _unquoted(value) for name, value in pairs}
     return A1111Parameters(
-        prompt=_MARKED.sub("", "\n".join(stripped[:border]).strip()),
-        negative_prompt=_MARKED.sub("", negative.strip()),
+        prompt=_MARKED.sub(r"\1", "\n".join(stripped[:border]).strip()),
+        negative_prompt=_MARKED.sub(r"\1", negative.strip()),
         fields=fields,
     )
 

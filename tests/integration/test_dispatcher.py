@@ -71,7 +71,7 @@ def _play(behaviour: str, database_url: str, order: dict[str, Any]) -> None:
     if behaviour == "lose the database":
         raise DatabaseUnavailable
     if behaviour in {"hang", "take its time"}:
-        time.sleep(600 if behaviour == "hang" else 3)
+        time.sleep(600 if behaviour == "hang" else 9)
     for item in call.items:
         attempt.publish(
             NewArtifact(
@@ -126,7 +126,7 @@ class Service:
             submit=submit,
             nodes=lambda: self.nodes(),
             times=DispatcherTimes(
-                flight=FlightTimes(lease=30, lease_renew=5, start_timeout=60),
+                flight=FlightTimes(lease=30, lease_renew=60, start_timeout=60),
                 heartbeat=0.1,
                 outbox=outbox,
                 drain=drain,
@@ -218,7 +218,7 @@ def test_a_step_that_began_in_time_may_take_its_time(service: Service) -> None:
     warm = service.submit()
     wait_for(lambda: service.find(warm).steps[0].started_at, what="the first one's start")
     # Shorter than the step, and than the pause between two renewals of its lease.
-    record = service.ended(service.submit(start_timeout=2))
+    record = service.ended(service.submit(start_timeout=8))
     assert (record.job.status, record.job.error_json) == (JobStatus.SUCCEEDED, None)
 
 
