@@ -53,11 +53,12 @@ def test_a_killed_server_is_started_again_and_draws(
     def news() -> list[str]:
         return watched.said().splitlines()[before:]
 
-    wait_for(lambda: any(f"{title} is back" in line for line in news()), seconds=120, what=title, instead=news)
+    wait_for(lambda: any(f"{title} is back" in line for line in news()), seconds=200, what=title, instead=news)
     wait_for(lambda: watched.get("/readyz").json()["status"] == "ok", what="readiness")
     job = watched.run(params={"prompt": f"after {title}", "seed": 1})
     assert job["status"] == "succeeded", job["error"]
-    ended, back = news()
+    # A busy machine may need more than one try.
+    ended, *_, back = news()
     assert ended.startswith(f"! {title} has ended (")
     assert back.startswith(f"✓ {title} is back")
     assert "Traceback" not in watched.said()

@@ -11,19 +11,16 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, LiteralString
+from typing import Any
 
 import httpx2
 import psutil
-import psycopg
 import pytest
 from PIL import Image
-from psycopg import sql
 from sqlalchemy import Engine, Row, text
 from uuid6 import uuid7
 
 from dreamforge.embedded.object_store import ObjectStore
-from dreamforge.embedded.postgres import Postgres
 from dreamforge.errors import Cancelled, LeaseLost
 from dreamforge.images.metadata import read_png
 from dreamforge.jobs.outcome import Outcome
@@ -300,32 +297,6 @@ def _frozen_store(bench: Bench, *, once: Callable[[], object], seconds: float = 
     finally:
         over.set()
         freezer.join()
-
-
-def test_a_short_absence_of_the_database_does_not_hide_how_the_attempt_ended(bench: Bench, postgres: Postgres) -> None:
-    new = bench.submit(count=50, steps=10)
-    claimed = bench.claim()
-    name = str(bench.engine.url.database)
-
-    def lock_everybody_out_for_a_while() -> None:
-        _wait(lambda: bench.artifacts(new.id))
-        with psycopg.connect(postgres.url("postgres"), autocommit=True) as admin:
-            admin.execute(_allow_connections(name, "false"))
-            admin.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
-            _wait(lambda: _runner_of_this_process() is None)
-            admin.execute(_allow_connections(name, "true"))
-
-    thief = threading.Thread(target=lock_everybody_out_for_a_while)
-    thief.start()
-    outcome = bench.supervise(claimed)
-    thief.join()
-    assert outcome.failure is not None
-    assert outcome.failure.code == "database_unavailable"
-    assert EndingStore(engine=bench.engine).finalize(claimed.fence).failure == outcome.failure
-
-
-def _allow_connections(database: str, allowed: LiteralString) -> sql.Composed:
-    return sql.SQL("ALTER DATABASE {} ALLOW_CONNECTIONS {}").format(sql.Identifier(database), sql.SQL(allowed))
 
 
 def test_a_step_with_nothing_left_to_do_runs_nothing(bench: Bench) -> None:
