@@ -41,7 +41,14 @@ def _marked(stack: RunningStack) -> list[psutil.Process]:
 
 
 def _living(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+    return [process for process in processes if _lives(process)]
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _assert_nothing_left(stack: RunningStack, family: list[psutil.Process]) -> None:

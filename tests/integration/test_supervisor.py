@@ -1,5 +1,6 @@
 """One step under its supervisor: a real runner, a real Postgres, a real S3."""
 
+import contextlib
 import hashlib
 import io
 import os
@@ -112,8 +113,10 @@ def bench(engine: Engine, database_url: str, object_store: ObjectStore, tiny_mod
 
 def _runner_of_this_process() -> psutil.Process | None:
     for child in psutil.Process().children(recursive=True):
-        if any("dreamforge.runners" in part for part in child.cmdline()):
-            return child
+        # Others' children may end while they are looked at.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("dreamforge.runners" in part for part in child.cmdline()):
+                return child
     return None
 
 
