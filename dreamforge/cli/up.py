@@ -52,32 +52,36 @@ def _run_in_foreground(settings: Settings, console: Console) -> None:
         lock.acquire()
         report = Report(console=console, log=data_dir / "logs" / UP_LOG)
         layout = lay_out(settings, gpus=_gpus(settings))
-        _run(Stack(settings=settings, layout=layout, lock=lock, interrupts=interrupts, report=report), layout, report)
+        stack = Stack(settings=settings, layout=layout, lock=lock, interrupts=interrupts, report=report)
+        _run(stack, layout, report, interrupts)
     except (StopRequested, HurryRequested):
-        return
+        interrupts.caught()
 
 
-def _run(stack: Stack, layout: Layout, report: Report) -> None:
+def _run(stack: Stack, layout: Layout, report: Report, interrupts: Interrupts) -> None:
     try:
         notice = stack.start()
         image = stack.self_check()
         _greet(report, stack, layout, image=image, notice=notice)
         stack.watch()
     except StopRequested:
-        _stop(stack, report)
+        interrupts.caught()
+        _stop(stack, report, interrupts)
     except BaseException as error:
+        interrupts.caught()
         if isinstance(error, FORESEEN):
             report.fail(sentence_of(error))
         stack.stop_parts()
         raise
 
 
-def _stop(stack: Stack, report: Report) -> None:
+def _stop(stack: Stack, report: Report, interrupts: Interrupts) -> None:
     report.say()
     try:
         with report.part("Stopped", "stopping; Ctrl-C again to stop at once"):
             stack.stop()
     except HurryRequested:
+        interrupts.caught()
         stack.stop_parts()
 
 

@@ -7,6 +7,7 @@ from types import FrameType
 from typing import Any
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_AGAIN_SECONDS = 1.0
 
 
 class StopRequested(BaseException):
@@ -18,17 +19,27 @@ class HurryRequested(BaseException):
 
 
 class Interrupts:
-    """Turns signals into exceptions in the main thread, but never between a server's start and our knowing it."""
+    """Turns signals into exceptions in the main thread, but never between a server's start and our knowing it.
+
+    What is raised while Python runs a finalizer or a callback from C is printed and lost, whatever its class. So it is
+    raised again every second until the top says that it has ``caught`` it.
+    """
 
     def __init__(self) -> None:
         self._asked = 0
-        self._raised = 0
+        self._caught = 0
         self._held = False
 
     def install(self) -> None:
-        """Take over SIGINT, SIGTERM and SIGHUP."""
+        """Take over SIGINT, SIGTERM and SIGHUP, and SIGALRM as a clock."""
         for number in _SIGNALS:
             signal.signal(number, self._on_signal)
+        signal.signal(signal.SIGALRM, self._on_alarm)
+
+    def caught(self) -> None:
+        """Tell that what was raised has come to where something is done about it."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._caught = self._asked
 
     @contextmanager
     def held(self) -> Generator[None]:
@@ -42,10 +53,13 @@ class Interrupts:
 
     def _on_signal(self, _: int, __: FrameType | None) -> Any:
         self._asked += 1
+        self._on_alarm()
+
+    def _on_alarm(self, *_: Any) -> Any:
         if not self._held:
             self._raise()
 
     def _raise(self) -> None:
-        if self._asked > self._raised:
-            self._raised = self._asked
+        if self._asked > self._caught:
+            signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
             raise StopRequested if self._asked == 1 else HurryRequested
