@@ -125,11 +125,12 @@ class RayCluster(Service):
         self.gcs_address = f"{self._head_address}:{self._ports['gcs']}"
         self.dashboard_url = f"http://127.0.0.1:{self._ports['dashboard']}"
         self.base_url = f"http://127.0.0.1:{self._ports['api']}"
+        self.api_port = self._ports["api"]
         self.home = self.folder / "home"
+        self.models_dir = self.folder / "data" / "models"
         self._furnish(variables)
 
     def _furnish(self, variables: Mapping[str, str]) -> None:
-        data = self.folder / "data"
         (self.home / ".ray").mkdir(parents=True)
         # With the newline that `openssl rand -hex` ends it with.
         (self.home / ".ray" / "auth_token").write_text(f"{self.token}\n")
@@ -137,7 +138,10 @@ class RayCluster(Service):
         checkout.mkdir()
         for path in ROOT.iterdir():
             (checkout / path.name).symlink_to(Path(sys.prefix) if path.name == ".venv" else path)
-        folders = {"DREAMFORGE_DATA_DIR": str(data), "DREAMFORGE_MODELS_DIR": str(data / "models")}
+        folders = {
+            "DREAMFORGE_DATA_DIR": str(self.models_dir.parent),
+            "DREAMFORGE_MODELS_DIR": str(self.models_dir),
+        }
         template = (ROOT / "deployments" / "node.env").read_text()
         (self.home / "dreamforge.env").write_text(filled_in(template, {**folders, **variables}))
 

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
+from dreamforge.embedded.api_address import api_address
 from dreamforge.embedded.external import require_external
 from dreamforge.embedded.interrupts import Interrupts
 from dreamforge.embedded.layout import Layout
@@ -42,11 +43,8 @@ class Stack:
         self._started_at = time.time()
         self._ready_at: float | None = None
         self._applications: ServeApplications | None = None
-
-    @property
-    def base_url(self) -> str:
-        """The API's address."""
-        return f"http://{self._settings.host}:{self._settings.port}"
+        self.base_url = settings.service_url
+        """The API's address, for certain once the stack starts."""
 
     def start(self) -> str | None:
         """Start everything. The notice of the built-in model, when that is what jobs will find."""
@@ -64,6 +62,7 @@ class Stack:
         ):
             with self._report.part("Servers of yours", "asking whether they let us in"):
                 require_external(self._settings, self._layout.blobs, ray_token=self._layout.ray_token)
+        self.base_url = api_address(self._settings)
         self._start_parts()
         notice = prepare_service(
             self._settings, database_url=self._layout.database_url, blobs=self._layout.blobs, report=self._report
@@ -164,7 +163,8 @@ class Stack:
 
     def _require_ports(self) -> None:
         settings, layout = self._settings, self._layout
-        wanted = [(True, "the API", "DREAMFORGE_PORT", settings.port, settings.host)]
+        # On a cluster of the user's own the port may be that of the service deployed before.
+        wanted = [(layout.ray is not None, "the API", "DREAMFORGE_PORT", settings.port, settings.host)]
         for part, what, setting, port in (
             (layout.postgres, "PostgreSQL", "DREAMFORGE_POSTGRES_PORT", settings.postgres_port),
             (layout.valkey, "Valkey", "DREAMFORGE_REDIS_PORT", settings.redis_port),

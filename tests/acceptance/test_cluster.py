@@ -1,7 +1,9 @@
 """The service on a Ray cluster that `dreamforge up` did not start: a head without GPUs, and nodes that come and go."""
 
 import io
+import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -13,6 +15,7 @@ from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.embedded.postgres import Postgres
 from tests.conftest import create_database
 from tests.ray_cluster import RayCluster
+from tests.running_stack import RunningStack
 from tests.service import wait_for
 
 pytestmark = pytest.mark.timeout(400)
@@ -147,3 +150,34 @@ def test_a_drained_node_ends_what_it_has_and_takes_nothing_more(cluster: RayClus
     assert set(_placed(cluster, later)) == {other}
     wait_for(lambda: cluster.nodes[drained].address not in cluster.addresses(), what="the drained node's leave")
     wait_for(lambda: _slots(variables) == 2, what="one slot less")
+
+
+def test_up_deploys_on_a_cluster_of_the_user_s_own_and_takes_away_no_more(
+    cluster: RayCluster, variables: dict[str, str], tmp_path: Path
+) -> None:
+    stack = RunningStack(
+        data_dir=tmp_path,
+        **variables,
+        DREAMFORGE_MODELS_DIR=str(cluster.models_dir),
+        RAY_ADDRESS=cluster.dashboard_url,
+        RAY_AUTH_TOKEN=cluster.token,
+    )
+    # Serve has a port already, and keeps it.
+    stack.ports["PORT"] = cluster.api_port
+    stack.start()
+    try:
+        stack.wait_until_ready()
+        assert (tmp_path / "self-check.png").exists()
+        assert list(stack.state()["parts"]) == []
+        assert stack.state()["dashboard"] == cluster.dashboard_url
+        assert cluster.token not in stack.said()
+        status = stack.command("status")
+        assert status.returncode == 0, status.stdout
+        assert f"API: {cluster.base_url} is ok" in status.stdout
+        assert stack.run(params=PARAMS)["status"] == "succeeded"
+        stack.send(signal.SIGTERM)
+        assert stack.wait_for_end(seconds=30) == 0
+    finally:
+        stack.kill()
+    assert cluster.status()["applications"] == {}
+    assert cluster.addresses()

@@ -71,7 +71,7 @@ class Jobs:
     """The API's store, for tests that are not async."""
 
     def __init__(self, database_url: str) -> None:
-        self._url = database_url
+        self.url = database_url
 
     def submit(self, new: NewJob) -> None:
         """Write the job; no ticket goes out."""
@@ -101,7 +101,7 @@ class Jobs:
 
     def _run(self, use: Callable[[JobStore], Coroutine[Any, Any, _Result]]) -> _Result:
         async def run() -> _Result:
-            engine = open_async_engine(self._url, application="tests")
+            engine = open_async_engine(self.url, application="tests")
             try:
                 return await use(JobStore(engine=engine))
             finally:

@@ -1,130 +1,28 @@
 """One step under its supervisor: a real runner, a real Postgres, a real S3."""
 
-import contextlib
 import hashlib
 import io
 import os
 import signal
 import threading
 import time
-import uuid
-from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable
 
-import httpx2
-import psutil
 import pytest
 from PIL import Image
-from sqlalchemy import Engine, Row, text
-from uuid6 import uuid7
+from sqlalchemy import text
 
-from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.errors import Cancelled, LeaseLost
 from dreamforge.images.metadata import read_png
-from dreamforge.jobs.outcome import Outcome
-from dreamforge.settings import inherited_environment
 from dreamforge.store.attempts import AttemptStore
-from dreamforge.store.claims import Claim, ClaimStore
+from dreamforge.store.claims import ClaimStore
 from dreamforge.store.endings import EndingStore
-from dreamforge.store.engine import open_engine
-from dreamforge.store.jobs import NewJob
-from dreamforge.worker.gpu import NoGpu
 from dreamforge.worker.lease import LeaseKeeper
-from dreamforge.worker.memory import MemoryWatch
-from dreamforge.worker.supervisor import Limits, Node, Supervisor
-from tests.integration.factories import Jobs, a_job, a_model, claim
+from tests.integration.bench import Bench, runner_of_this_process
+from tests.integration.factories import a_model
+from tests.service import wait_for
 
 pytestmark = pytest.mark.timeout(180)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = open_engine(database_url, application="tests", pool_size=8)
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE jobs, models CASCADE"))
-    yield engine
-    engine.dispose()
-
-
-class Bench:
-    """Submits jobs for the tiny model and supervises their steps in this process."""
-
-    def __init__(self, *, engine: Engine, jobs: Jobs, store: ObjectStore, model_path: Path, folder: Path) -> None:
-        self.engine = engine
-        self.jobs = jobs
-        self.store = store
-        self.folder = folder
-        self.model = a_model(engine, local_path=str(model_path))
-
-    def submit(self, *, count: int = 1, **params: Any) -> NewJob:
-        new = a_job(self.model, count=count, **params)
-        self.jobs.submit(new)
-        return new
-
-    def supervise(self, claimed: Claim, *, step_timeout: float = 120.0) -> Outcome:
-        attempt = AttemptStore(engine=self.engine, fence=claimed.fence)
-        return Supervisor(
-            attempt=attempt,
-            fence=claimed.fence,
-            blobs=self.store.blobs(),
-            memory=MemoryWatch(gpu=NoGpu(reason="this is a test"), settle_seconds=1, tolerance_mib=64),
-            node=Node(name="here", locks_folder=self.folder, environment=inherited_environment()),
-            limits=Limits(lease=5, lease_renew=0.2, step=step_timeout, database_grace=30),
-            new_id=uuid7,
-            now=lambda: datetime.now(UTC),
-        ).run()
-
-    def claim(self) -> Claim:
-        claimed = claim(self.engine)
-        assert claimed is not None
-        return claimed
-
-    def run(self, **job: object) -> tuple[NewJob, Outcome]:
-        new = self.submit(**job)  # type: ignore[arg-type] - count is an int, the rest are params
-        claimed = self.claim()
-        outcome = self.supervise(claimed)
-        EndingStore(engine=self.engine).finalize(claimed.fence)
-        return new, outcome
-
-    def artifacts(self, job_id: uuid.UUID) -> list[Row[*tuple[object, ...]]]:
-        query = text("SELECT * FROM artifacts WHERE job_id = :id ORDER BY item_index")
-        with self.engine.connect() as connection:
-            return list(connection.execute(query, {"id": job_id}).all())
-
-    def lease_expires_at(self) -> datetime:
-        with self.engine.connect() as connection:
-            return connection.execute(text("SELECT lease_expires_at FROM steps")).scalar_one()
-
-    def download(self, key: str) -> bytes:
-        url = self.store.blobs().presign(key, ttl=60, content_type="image/png", filename="x.png")
-        return httpx2.get(url).raise_for_status().content
-
-    def pixels(self, job_id: uuid.UUID) -> list[bytes]:
-        return [Image.open(io.BytesIO(self.download(row.s3_key))).tobytes() for row in self.artifacts(job_id)]
-
-
-@pytest.fixture
-def bench(engine: Engine, database_url: str, object_store: ObjectStore, tiny_model: Path, tmp_path: Path) -> Bench:
-    return Bench(engine=engine, jobs=Jobs(database_url), store=object_store, model_path=tiny_model, folder=tmp_path)
-
-
-def _runner_of_this_process() -> psutil.Process | None:
-    for child in psutil.Process().children(recursive=True):
-        # Others' children may end while they are looked at.
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if any("dreamforge.runners" in part for part in child.cmdline()):
-                return child
-    return None
-
-
-def _wait(condition: Callable[[], object], *, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.02)
 
 
 def test_every_item_becomes_a_stored_image_that_says_how_it_was_made(bench: Bench) -> None:
@@ -187,8 +85,8 @@ def test_a_killed_runner_is_a_crash_with_its_exit_code_and_leaves_no_process(ben
     claimed = bench.claim()
 
     def kill_once_it_draws() -> None:
-        _wait(lambda: bench.artifacts(new.id))
-        runner = _runner_of_this_process()
+        wait_for(lambda: bench.artifacts(new.id))
+        runner = runner_of_this_process()
         assert runner is not None
         os.kill(runner.pid, signal.SIGKILL)
 
@@ -198,7 +96,7 @@ def test_a_killed_runner_is_a_crash_with_its_exit_code_and_leaves_no_process(ben
     killer.join()
     assert outcome.failure is not None
     assert (outcome.failure.code, outcome.failure.details["exit_code"]) == ("runner_crashed", -signal.SIGKILL)
-    assert _runner_of_this_process() is None
+    assert runner_of_this_process() is None
     assert 1 <= len(bench.artifacts(new.id)) < 20
     assert EndingStore(engine=bench.engine).finalize(claimed.fence).failure == outcome.failure
 
@@ -209,7 +107,7 @@ def test_a_replaced_attempt_stops_itself_and_publishes_nothing_more(bench: Bench
     published: list[int] = []
 
     def replace_once_it_draws() -> None:
-        _wait(lambda: bench.artifacts(new.id))
+        wait_for(lambda: bench.artifacts(new.id))
         with bench.engine.begin() as connection:
             connection.execute(text("UPDATE steps SET lease_token = gen_random_uuid(), attempt = attempt + 1"))
         published.append(len(bench.artifacts(new.id)))
@@ -220,7 +118,7 @@ def test_a_replaced_attempt_stops_itself_and_publishes_nothing_more(bench: Bench
         bench.supervise(claimed)
     thief.join()
     assert len(bench.artifacts(new.id)) == published[0]
-    assert _runner_of_this_process() is None
+    assert runner_of_this_process() is None
 
 
 def test_a_second_attempt_makes_only_what_is_missing_with_the_seeds_that_were_begun(bench: Bench) -> None:
@@ -256,50 +154,7 @@ def test_a_step_over_its_time_limit_is_ended(bench: Bench) -> None:
     outcome = bench.supervise(bench.claim(), step_timeout=6)
     assert outcome.failure is not None
     assert outcome.failure.code == "runner_timeout"
-    assert _runner_of_this_process() is None
-
-
-def test_a_time_limit_holds_while_an_upload_hangs(bench: Bench) -> None:
-    new = bench.submit(count=50)
-    claimed = bench.claim()
-    with _frozen_store(bench, once=lambda: bench.artifacts(new.id)):
-        began = time.monotonic()
-        outcome = bench.supervise(claimed, step_timeout=10)
-        assert time.monotonic() - began < 25
-    assert outcome.failure is not None
-    assert outcome.failure.code == "runner_timeout"
-    assert _runner_of_this_process() is None
-
-
-def test_a_store_that_takes_its_time_costs_nothing_but_time(bench: Bench) -> None:
-    new = bench.submit(count=2)
-    claimed = bench.claim()
-    with _frozen_store(bench, once=lambda: bench.artifacts(new.id), seconds=12):
-        assert bench.supervise(claimed).failure is None
-    assert len(bench.artifacts(new.id)) == 2
-    assert not [event for event in bench.jobs.events(new.id) if event.level == "warning"]
-
-
-@contextmanager
-def _frozen_store(bench: Bench, *, once: Callable[[], object], seconds: float = 60) -> Generator[None]:
-    """Freeze the S3 server as soon as ``once`` holds, until the end of the block or for so many seconds."""
-    server = bench.store.process
-    assert server is not None
-    over = threading.Event()
-
-    def freeze() -> None:
-        _wait(once)
-        os.kill(server.pid, signal.SIGSTOP)
-        over.wait(seconds)
-        os.kill(server.pid, signal.SIGCONT)
-
-    freezer = threading.Thread(target=freeze)
-    freezer.start()
-    try:
-        yield
-    finally:
-        over.set()
-        freezer.join()
+    assert runner_of_this_process() is None
 
 
 def test_a_step_with_nothing_left_to_do_runs_nothing(bench: Bench) -> None:
@@ -328,7 +183,7 @@ def test_a_cancelled_step_is_stopped_within_seconds_and_what_was_finished_stays(
     asked_at: list[float] = []
 
     def cancel_once_it_draws() -> None:
-        _wait(lambda: bench.artifacts(new.id))
+        wait_for(lambda: bench.artifacts(new.id))
         bench.jobs.cancel(new.id)
         asked_at.append(time.monotonic())
 
@@ -339,7 +194,7 @@ def test_a_cancelled_step_is_stopped_within_seconds_and_what_was_finished_stays(
     assert time.monotonic() - asked_at[0] < 5
     assert outcome.failure is not None
     assert outcome.failure.code == "cancelled"
-    assert _runner_of_this_process() is None
+    assert runner_of_this_process() is None
     finished = len(bench.artifacts(new.id))
     assert 1 <= finished < 100
     EndingStore(engine=bench.engine).finalize(claimed.fence)
@@ -394,12 +249,12 @@ def test_the_lease_is_renewed_while_the_flag_is_read_and_after_it_was_seen(bench
     with LeaseKeeper(attempt=attempt, lease_seconds=60, renew_seconds=0.7) as lease:
         for _ in range(2):
             before = bench.lease_expires_at()
-            _wait(lambda before=before: bench.lease_expires_at() > before)
+            wait_for(lambda before=before: bench.lease_expires_at() > before)
         bench.jobs.cancel(new.id)
         with pytest.raises(Cancelled):
             _until_it_raises(lease.check)
         before = bench.lease_expires_at()
-        _wait(lambda: bench.lease_expires_at() > before)
+        wait_for(lambda: bench.lease_expires_at() > before)
 
 
 def _until_it_raises(check: Callable[[], None]) -> None:
@@ -407,7 +262,7 @@ def _until_it_raises(check: Callable[[], None]) -> None:
         check()
         return False
 
-    _wait(ask)
+    wait_for(ask)
 
 
 def test_the_runner_is_given_no_secret(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -418,8 +273,8 @@ def test_the_runner_is_given_no_secret(bench: Bench, monkeypatch: pytest.MonkeyP
     environments: list[dict[str, str]] = []
 
     def look() -> None:
-        _wait(_runner_of_this_process)
-        runner = _runner_of_this_process()
+        wait_for(runner_of_this_process)
+        runner = runner_of_this_process()
         assert runner is not None
         environments.append(runner.environ())
 

@@ -1,0 +1,94 @@
+"""A supervisor in the tests' own process, over real servers and a real runner."""
+
+import contextlib
+import io
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import psutil
+from PIL import Image
+from sqlalchemy import Engine, Row, text
+from uuid6 import uuid7
+
+from dreamforge.embedded.object_store import ObjectStore
+from dreamforge.jobs.outcome import Outcome
+from dreamforge.settings import inherited_environment
+from dreamforge.store.attempts import AttemptStore
+from dreamforge.store.claims import Claim
+from dreamforge.store.endings import EndingStore
+from dreamforge.store.jobs import NewJob
+from dreamforge.worker.gpu import NoGpu
+from dreamforge.worker.memory import MemoryWatch
+from dreamforge.worker.supervisor import Limits, Node, Supervisor
+from tests.integration.factories import Jobs, a_job, a_model, claim
+
+
+class Bench:
+    """Submits jobs for the tiny model and supervises their steps in this process."""
+
+    def __init__(self, *, engine: Engine, jobs: Jobs, store: ObjectStore, model_path: Path, folder: Path) -> None:
+        self.engine = engine
+        self.jobs = jobs
+        self.store = store
+        self.folder = folder
+        self.model = a_model(engine, local_path=str(model_path))
+
+    def submit(self, *, count: int = 1, **params: Any) -> NewJob:
+        new = a_job(self.model, count=count, **params)
+        self.jobs.submit(new)
+        return new
+
+    def supervise(
+        self, claimed: Claim, *, step_timeout: float = 120.0, database_grace: float = 30.0, engine: Engine | None = None
+    ) -> Outcome:
+        attempt = AttemptStore(engine=engine or self.engine, fence=claimed.fence)
+        return Supervisor(
+            attempt=attempt,
+            fence=claimed.fence,
+            blobs=self.store.blobs(),
+            memory=MemoryWatch(gpu=NoGpu(reason="this is a test"), settle_seconds=1, tolerance_mib=64),
+            node=Node(name="here", locks_folder=self.folder, environment=inherited_environment()),
+            limits=Limits(lease=5, lease_renew=0.2, step=step_timeout, database_grace=database_grace),
+            new_id=uuid7,
+            now=lambda: datetime.now(UTC),
+        ).run()
+
+    def claim(self) -> Claim:
+        claimed = claim(self.engine)
+        assert claimed is not None
+        return claimed
+
+    def run(self, **job: object) -> tuple[NewJob, Outcome]:
+        new = self.submit(**job)  # type: ignore[arg-type] - count is an int, the rest are params
+        claimed = self.claim()
+        outcome = self.supervise(claimed)
+        EndingStore(engine=self.engine).finalize(claimed.fence)
+        return new, outcome
+
+    def artifacts(self, job_id: uuid.UUID) -> list[Row[*tuple[object, ...]]]:
+        query = text("SELECT * FROM artifacts WHERE job_id = :id ORDER BY item_index")
+        with self.engine.connect() as connection:
+            return list(connection.execute(query, {"id": job_id}).all())
+
+    def lease_expires_at(self) -> datetime:
+        with self.engine.connect() as connection:
+            return connection.execute(text("SELECT lease_expires_at FROM steps")).scalar_one()
+
+    def download(self, key: str) -> bytes:
+        url = self.store.blobs().presign(key, ttl=60, content_type="image/png", filename="x.png")
+        return httpx2.get(url).raise_for_status().content
+
+    def pixels(self, job_id: uuid.UUID) -> list[bytes]:
+        return [Image.open(io.BytesIO(self.download(row.s3_key))).tobytes() for row in self.artifacts(job_id)]
+
+
+def runner_of_this_process() -> psutil.Process | None:
+    for child in psutil.Process().children(recursive=True):
+        # Others' children may end while they are looked at.
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if any("dreamforge.runners" in part for part in child.cmdline()):
+                return child
+    return None
