@@ -103,7 +103,10 @@ class Relay:
                         self._pass_on(one)
 
     def _accept(self) -> None:
-        client, _ = self._listener.accept()
+        try:
+            client, _ = self._listener.accept()
+        except OSError:
+            return  # it has gone already
         try:
             server = socket.create_connection(self._target)
         except OSError:

@@ -1,20 +1,26 @@
 """Engines, with the time limits that the drivers' defaults lack, and the one border for database errors."""
 
-from collections.abc import Generator
-from contextlib import contextmanager
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any
 
-from sqlalchemy import Engine, create_engine, make_url
+from psycopg.errors import ReadOnlySqlTransaction
+from sqlalchemy import Engine, create_engine, event, make_url
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from dreamforge.errors import DatabaseUnavailable
+from dreamforge.store.connections import ImpatientConnection, PatientConnection
 
 CONNECT_TIMEOUT = 2
 """Seconds to reach the server."""
 STATEMENT_TIMEOUT_MS = 10_000
 POOL_TIMEOUT = 2.0
 """Seconds to wait for a free connection."""
+DEADLINE = 1.8
+"""Seconds that one use of the database may take on the way to a client's answer, from the wait for a connection on."""
 
 
 def _connect_args(application: str) -> dict[str, object]:
@@ -35,7 +41,7 @@ def driver_url(database_url: str) -> str:
 
 def open_engine(database_url: str, *, application: str, pool_size: int = 5) -> Engine:
     """A pooled engine for threads: the dispatcher and the supervisors."""
-    return create_engine(
+    engine = create_engine(
         driver_url(database_url),
         pool_size=pool_size,
         max_overflow=0,
@@ -43,6 +49,12 @@ def open_engine(database_url: str, *, application: str, pool_size: int = 5) -> E
         pool_pre_ping=True,
         connect_args=_connect_args(application),
     )
+    event.listen(engine, "do_connect", _connect_patiently)
+    return engine
+
+
+def _connect_patiently(_: object, __: object, arguments: tuple[Any, ...], options: dict[str, Any]) -> PatientConnection:
+    return PatientConnection.connect(*arguments, **options)
 
 
 def open_async_engine(database_url: str, *, application: str, pool_size: int = 10) -> AsyncEngine:
@@ -53,7 +65,7 @@ def open_async_engine(database_url: str, *, application: str, pool_size: int = 1
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT,
         pool_pre_ping=True,
-        connect_args=_connect_args(application),
+        connect_args={**_connect_args(application), "async_creator_fn": ImpatientConnection.connect},
     )
 
 
@@ -65,6 +77,21 @@ def database_errors() -> Generator[None]:
     except (OperationalError, InterfaceError, PoolTimeout) as error:
         raise DatabaseUnavailable from error
     except DBAPIError as error:
-        if error.connection_invalidated:
+        # A server that has become a standby, or was told to write nothing, will change its mind or its address.
+        if error.connection_invalidated or isinstance(error.orig, ReadOnlySqlTransaction):
             raise DatabaseUnavailable from error
         raise
+
+
+@asynccontextmanager
+async def in_time(seconds: float = DEADLINE) -> AsyncGenerator[None]:
+    """A use of the database that a client waits for. Raises ``DatabaseUnavailable`` when it is away, or takes longer.
+
+    What has not come by then is not waited for: the connection is thrown away with whatever it was doing.
+    """
+    with database_errors():
+        try:
+            async with asyncio.timeout(seconds):
+                yield
+        except TimeoutError as error:
+            raise DatabaseUnavailable from error

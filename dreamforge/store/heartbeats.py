@@ -7,7 +7,7 @@ from sqlalchemy import Engine, func, select
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncEngine
 
-from dreamforge.store.engine import database_errors
+from dreamforge.store.engine import database_errors, in_time
 from dreamforge.store.tables import HeartbeatRow
 
 
@@ -42,7 +42,6 @@ async def read_heartbeats(engine: AsyncEngine) -> list[Heartbeat]:
     """Every heartbeat of the last hour, newest first."""
     age = func.extract("epoch", func.now() - HeartbeatRow.seen_at).label("age")
     query = select(HeartbeatRow, age).where(age < 3600).order_by(age)
-    with database_errors():
-        async with engine.connect() as connection:
-            rows = (await connection.execute(query)).all()
+    async with in_time(), engine.connect() as connection:
+        rows = (await connection.execute(query)).all()
     return [Heartbeat(row.id, row.kind, row.node, float(row.age), row.info_json) for row in rows]

@@ -14,7 +14,7 @@ from dreamforge.jobs.job import JobStatus, JobType, Priority, StepStatus
 from dreamforge.jobs.plan import PlannedStep
 from dreamforge.store import events
 from dreamforge.store.cancellations import request_cancel
-from dreamforge.store.engine import database_errors
+from dreamforge.store.engine import in_time
 from dreamforge.store.listing import JobFilter, JobPlace, item_counts_of, page_of_jobs, steps_of
 from dreamforge.store.tables import ArtifactRow, EventRow, ItemRow, JobRow, StepRow
 
@@ -73,37 +73,33 @@ class JobStore:
 
     async def submit(self, new: NewJob) -> None:
         """Write the job, its steps, its items and `job.queued` in one transaction."""
-        with database_errors():
-            async with self._sessions.begin() as session:
-                await session.execute(insert(JobRow).values(_job_values(new)))
-                await session.execute(insert(StepRow), _step_values(new))
-                await session.execute(insert(ItemRow), _item_values(new))
-                await session.execute(*events.append(JobQueued(reason="submitted"), job_id=new.id))
+        async with in_time(), self._sessions.begin() as session:
+            await session.execute(insert(JobRow).values(_job_values(new)))
+            await session.execute(insert(StepRow), _step_values(new))
+            await session.execute(insert(ItemRow), _item_values(new))
+            await session.execute(*events.append(JobQueued(reason="submitted"), job_id=new.id))
 
     async def find(self, job_id: uuid.UUID, *, user_id: str = "default") -> JobRecord | None:
         """The job, or None when this user has no such job."""
-        with database_errors():
-            async with self._sessions() as session:
-                job = await session.scalar(select(JobRow).where(JobRow.id == job_id, JobRow.user_id == user_id))
-                if job is None:
-                    return None
-                (record,) = await _records(session, [job])
-                return record
+        async with in_time(), self._sessions() as session:
+            job = await session.scalar(select(JobRow).where(JobRow.id == job_id, JobRow.user_id == user_id))
+            if job is None:
+                return None
+            (record,) = await _records(session, [job])
+            return record
 
     async def list(self, wanted: JobFilter, *, after: JobPlace | None, limit: int, user_id: str = "default") -> JobPage:
         """A page of this user's jobs behind ``after``, newest first."""
-        with database_errors():
-            async with self._sessions() as session:
-                query = page_of_jobs(wanted, user_id=user_id, after=after, limit=limit + 1)
-                rows: Sequence[JobRow] = (await session.scalars(query)).all()
-                return JobPage(jobs=await _records(session, rows[:limit]), more=len(rows) > limit)
+        async with in_time(), self._sessions() as session:
+            query = page_of_jobs(wanted, user_id=user_id, after=after, limit=limit + 1)
+            rows: Sequence[JobRow] = (await session.scalars(query)).all()
+            return JobPage(jobs=await _records(session, rows[:limit]), more=len(rows) > limit)
 
     async def cancel(self, job_id: uuid.UUID, *, user_id: str = "default") -> CancelAnswer | None:
         """Ask for the end of a job, once; see ``CancelAnswer``. None when this user has no such job."""
-        with database_errors():
-            async with self._sessions.begin() as session:
-                connection = await session.connection()
-                return await connection.run_sync(request_cancel, job_id, user_id=user_id)
+        async with in_time(), self._sessions.begin() as session:
+            connection = await session.connection()
+            return await connection.run_sync(request_cancel, job_id, user_id=user_id)
 
     async def artifacts(self, job_id: uuid.UUID, *, after: tuple[int, int] | None, limit: int) -> ArtifactPage:
         """A page of artifacts behind ``after`` = (step position, item index)."""
@@ -116,18 +112,16 @@ class JobStore:
         )
         if after is not None:
             query = query.where(tuple_(StepRow.position, ArtifactRow.item_index) > after)
-        with database_errors():
-            async with self._sessions() as session:
-                rows = (await session.execute(query)).all()
+        async with in_time(), self._sessions() as session:
+            rows = (await session.execute(query)).all()
         return ArtifactPage(artifacts=rows[:limit], more=len(rows) > limit)
 
     async def events(self, job_id: uuid.UUID, wanted: events.EventFilter) -> AsyncIterator[events.EventRecord]:
         """Every event of the job that fits ``wanted``, oldest first, read page by page."""
         while True:
-            with database_errors():
-                async with self._sessions() as session:
-                    query = events.reading(job_id, wanted, limit=_EVENT_PAGE)
-                    rows: Sequence[EventRow] = (await session.scalars(query)).all()
+            async with in_time(), self._sessions() as session:
+                query = events.reading(job_id, wanted, limit=_EVENT_PAGE)
+                rows: Sequence[EventRow] = (await session.scalars(query)).all()
             for row in rows:
                 yield events.record_of(row)
             if len(rows) < _EVENT_PAGE:
@@ -136,9 +130,8 @@ class JobStore:
 
     async def ping(self) -> None:
         """Return when Postgres answers."""
-        with database_errors():
-            async with self._sessions() as session:
-                await session.execute(text("SELECT 1"))
+        async with in_time(), self._sessions() as session:
+            await session.execute(text("SELECT 1"))
 
 
 async def _records(session: AsyncSession, jobs: Sequence[JobRow]) -> Sequence[JobRecord]:

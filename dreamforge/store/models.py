@@ -8,7 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
-from dreamforge.store.engine import database_errors
+from dreamforge.store.engine import database_errors, in_time
 from dreamforge.store.tables import ModelFileRow, ModelNodeRow, ModelRow
 
 
@@ -104,25 +104,22 @@ class ModelStore:
 
     async def list(self) -> list[ModelRecord]:
         """Every model, by name and version."""
-        with database_errors():
-            async with self._sessions() as session:
-                models = (await session.scalars(select(ModelRow).order_by(ModelRow.name, ModelRow.version))).all()
-                nodes = (await session.scalars(select(ModelNodeRow).order_by(ModelNodeRow.node))).all()
+        async with in_time(), self._sessions() as session:
+            models = (await session.scalars(select(ModelRow).order_by(ModelRow.name, ModelRow.version))).all()
+            nodes = (await session.scalars(select(ModelNodeRow).order_by(ModelNodeRow.node))).all()
         return [ModelRecord(model, [node for node in nodes if node.model_id == model.id]) for model in models]
 
     async def find(self, reference: str | None) -> ModelRow | None:
         """The model of an id, a name, or name@version; the default one for None. Newest version first."""
         query = select(ModelRow).order_by(ModelRow.created_at.desc()).limit(1)
         query = query.where(ModelRow.is_default if reference is None else _is_meant(reference))
-        with database_errors():
-            async with self._sessions() as session:
-                return await session.scalar(query)
+        async with in_time(), self._sessions() as session:
+            return await session.scalar(query)
 
     async def ids_of(self, reference: str) -> Sequence[uuid.UUID]:
         """The models of an id, of a name in all its versions, or of name@version."""
-        with database_errors():
-            async with self._sessions() as session:
-                return (await session.scalars(select(ModelRow.id).where(_is_meant(reference)))).all()
+        async with in_time(), self._sessions() as session:
+            return (await session.scalars(select(ModelRow.id).where(_is_meant(reference)))).all()
 
 
 def _is_meant(reference: str) -> ColumnElement[bool]:

@@ -123,7 +123,12 @@ def test_the_admin_socket_is_its_owner_s(stack: RunningStack) -> None:
 
 
 def _replicas(stack: RunningStack, name: str) -> list[psutil.Process]:
-    return [process for process in stack.family() if f"ServeReplica:{name}" in " ".join(process.cmdline())]
+    found: list[psutil.Process] = []
+    for process in stack.family():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if f"ServeReplica:{name}" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def test_a_dead_replica_is_not_noticed_by_those_who_ask_next(stack: RunningStack) -> None:
