@@ -29,7 +29,7 @@ clean:  ## Remove the virtual environment. Data stay in .dreamforge.
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if v == (3, 11) else "Dream Forge needs Python 3.11; %s is %d.%d. Try: make $(MAKECMDGOALS) PYTHON=python3.11" % (sys.executable, *v))'
-	@echo "Installing into $(VENV) (about 1.5 GB; a few minutes the first time)"
+	@echo "Installing into $(VENV) (2.2 GB; a few minutes the first time)"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt hatchling editables
 	@$(BIN)/python -m pip install --disable-pip-version-check --no-build-isolation -c constraints.txt \

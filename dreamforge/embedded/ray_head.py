@@ -161,7 +161,8 @@ class RayHead:
             "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
             "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "5",
+            # Seconds that a replaced HAProxy has for the requests it still holds: longer than any but a stream takes.
+            "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "65",
             # Seconds that a replica goes on listening for requests that HAProxy may still send it; 30 by default.
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "1",
         }
