@@ -36,6 +36,9 @@ class Settings(BaseSettings):
     gpus: int | None = Field(default=None, ge=0, le=64)
     """GPUs the embedded Ray head offers. Unset: the NVIDIA GPUs found, else one logical GPU that runs on the CPU."""
 
+    self_check: bool = True
+    """Whether `dreamforge up` draws one image before it says that it is ready."""
+
     database_url: SecretStr | None = None
     """`postgresql://user:password@host:port/name`. Set: no embedded PostgreSQL is started."""
     redis_url: SecretStr | None = None

@@ -198,7 +198,10 @@ def swift(server_folder: Path) -> Iterator[Swift]:
 @pytest.fixture(scope="session")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """The whole service as `dreamforge up` starts it, ready."""
-    stack = RunningStack(data_dir=tmp_path_factory.mktemp("stack"))
+    data_dir = tmp_path_factory.mktemp("stack")
+    stack = RunningStack(
+        data_dir=data_dir, DREAMFORGE_SELF_CHECK="true", DREAMFORGE_MODELS_DIR=str(data_dir / "models")
+    )
     stack.start()
     try:
         stack.wait_until_ready()

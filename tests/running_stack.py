@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 
@@ -17,14 +17,20 @@ from dreamforge.embedded.ports import free_port
 from dreamforge.embedded.ray_head import ray_folder
 from tests.service import Service, wait_for
 
-__all__ = ["RunningStack", "wait_for"]
+__all__ = ["RunningStack", "lives", "wait_for"]
 
 READY_SECONDS = 150.0
 _DREAMFORGE = (sys.executable, "-m", "dreamforge.cli.main")
 
 
 class RunningStack(Service):
-    """One stack over one data folder; it can be started again after it has stopped."""
+    """One stack over one data folder; it can be started again after it has stopped.
+
+    Where ``variables`` do not say otherwise it draws no self-check, and shares the built-in model's files.
+    """
+
+    models_dir: ClassVar[Path | None] = None
+    """Where the built-in model is made once for all; None: by each stack for itself."""
 
     def __init__(self, *, data_dir: Path, **variables: str) -> None:
         self.data_dir = data_dir
@@ -34,7 +40,7 @@ class RunningStack(Service):
         }
         self.base_url = f"http://127.0.0.1:{self.ports['PORT']}"
         self.ray_folder = ray_folder(data_dir)
-        self._variables = variables
+        self.variables = variables
         self.output = data_dir / "up.out"
 
     @property
@@ -46,7 +52,9 @@ class RunningStack(Service):
             **{f"DREAMFORGE_{name}": str(port) for name, port in self.ports.items()},
             "DREAMFORGE_DATA_DIR": str(self.data_dir),
             "DREAMFORGE_GPUS": "1",
-            **self._variables,
+            "DREAMFORGE_SELF_CHECK": "false",
+            **({"DREAMFORGE_MODELS_DIR": str(self.models_dir)} if self.models_dir else {}),
+            **self.variables,
         }
 
     def start(self, *, within: Sequence[str] = ()) -> None:
@@ -129,3 +137,11 @@ class RunningStack(Service):
     def state(self) -> dict[str, Any]:
         """What it wrote about itself."""
         return json.loads((self.data_dir / "stack.json").read_text())
+
+
+def lives(process: psutil.Process) -> bool:
+    """False once it has ended, collected or not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -74,12 +74,14 @@ class Stack:
         return notice
 
     def self_check(self) -> Path | None:
-        """Draw one image. Where it is; None when jobs of before are still to be done, behind which it would wait."""
+        """Wait for the API and draw one image. Where it is; None when it is not wanted, or would wait behind others."""
         target = self._layout.data_dir / "self-check.png"
         check = SelfCheck(base_url=self.base_url, alive=self.require_alive)
         try:
             with self._report.part("API", "waiting for /readyz to say ok"):
                 check.wait_until_ready()
+            if not self._settings.self_check:
+                return None
             ahead = self._jobs_ahead()
             with self._report.part("Self-check", "drawing one image") as remarks:
                 if ahead:

@@ -5,6 +5,13 @@ from pathlib import Path
 import pytest
 
 from tests.refusal import Refusals
+from tests.running_stack import RunningStack
+
+
+@pytest.fixture(scope="session", autouse=True)
+def shared_models(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Have the built-in model made once, by the first stack that needs it."""
+    RunningStack.models_dir = tmp_path_factory.mktemp("models")
 
 
 @pytest.fixture

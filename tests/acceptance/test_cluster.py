@@ -159,6 +159,7 @@ def test_up_deploys_on_a_cluster_of_the_user_s_own_and_takes_away_no_more(
         data_dir=tmp_path,
         **variables,
         DREAMFORGE_MODELS_DIR=str(cluster.models_dir),
+        DREAMFORGE_SELF_CHECK="true",
         RAY_ADDRESS=cluster.dashboard_url,
         RAY_AUTH_TOKEN=cluster.token,
     )

@@ -7,11 +7,10 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.refusal import Refusals
-from tests.running_stack import RunningStack, wait_for
+from tests.running_stack import RunningStack, lives, wait_for
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -37,7 +36,7 @@ def _needs(command: Sequence[str]) -> None:
 
 @pytest.fixture
 def own_stack(tmp_path: Path) -> Iterator[RunningStack]:
-    stack = RunningStack(data_dir=tmp_path / "data")
+    stack = RunningStack(data_dir=tmp_path / "data", DREAMFORGE_MODELS_DIR=str(tmp_path / "data" / "models"))
     stack.data_dir.mkdir()
     yield stack
     if hasattr(stack, "process"):
@@ -102,7 +101,7 @@ def test_a_stack_that_was_killed_with_all_its_servers_comes_back_as_it_was(own_s
     for process in family:
         os.kill(process.pid, signal.SIGKILL)
     own_stack.wait_for_end()
-    wait_for(lambda: not [process for process in family if _lives(process)], what="the end of all of them")
+    wait_for(lambda: not [process for process in family if lives(process)], what="the end of all of them")
     assert (own_stack.data_dir / "postgres" / "postmaster.pid").exists(), "nobody has tidied up"
     # A power cut leaves a line that was being written.
     (written,) = (own_stack.data_dir / "valkey").rglob("*.incr.aof")
@@ -115,10 +114,6 @@ def test_a_stack_that_was_killed_with_all_its_servers_comes_back_as_it_was(own_s
     assert own_stack.get(job["links"]["self"]).json() == job
     assert [artifact["checksum"] for artifact in own_stack.artifacts(job)] == artifacts
     assert own_stack.run(params={"prompt": "new"})["status"] == "succeeded"
-
-
-def _lives(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def test_it_runs_without_root_and_without_shared_memory(own_stack: RunningStack) -> None:

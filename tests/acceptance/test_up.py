@@ -13,7 +13,7 @@ import psycopg
 import pytest
 
 from dreamforge.embedded.object_store import ObjectStore
-from tests.running_stack import RunningStack, wait_for
+from tests.running_stack import RunningStack, lives, wait_for
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -41,14 +41,7 @@ def _marked(stack: RunningStack) -> list[psutil.Process]:
 
 
 def _living(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [process for process in processes if _lives(process)]
-
-
-def _lives(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    return [process for process in processes if lives(process)]
 
 
 def _assert_nothing_left(stack: RunningStack, family: list[psutil.Process]) -> None:
@@ -57,6 +50,7 @@ def _assert_nothing_left(stack: RunningStack, family: list[psutil.Process]) -> N
 
 
 def test_ctrl_c_ends_everything_within_20_seconds_and_the_data_are_there_afterwards(own_stack: RunningStack) -> None:
+    own_stack.variables["DREAMFORGE_SELF_CHECK"] = "true"
     own_stack.start()
     own_stack.wait_until_ready()
     job = own_stack.run(count=2, params={"prompt": "kept", "seed": 3})

@@ -55,7 +55,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, default=Path("build/start.json"), help="where the figures go")
     target: Path = parser.parse_args().json
     with tempfile.TemporaryDirectory(prefix="df-start-") as folder:
-        stack = RunningStack(data_dir=Path(folder) / "data")
+        stack = RunningStack(data_dir=Path(folder) / "data", DREAMFORGE_SELF_CHECK="true")
         stack.data_dir.mkdir()
         fresh, _ = _measure(stack)
         warm, memory = _measure(stack)
