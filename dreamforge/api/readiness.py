@@ -12,7 +12,8 @@ from dreamforge.jobs.job import Lane
 from dreamforge.store.heartbeats import Heartbeat, read_heartbeats
 
 CHECK_SECONDS = 2.0
-_BEATS_MISSED = 3
+BEATS_MISSED = 3
+"""Heartbeats that what is alive may miss."""
 
 
 async def check_readiness(state: ApiState) -> Readiness:
@@ -52,7 +53,10 @@ async def _run(required: bool, probe: Callable[[], Awaitable[None]]) -> Check:
 
 
 async def _expect_heartbeat(state: ApiState, kind: str, missing: str) -> None:
-    oldest = state.rules.heartbeat_seconds * _BEATS_MISSED
+    oldest = state.rules.heartbeat_seconds * BEATS_MISSED
     beats: list[Heartbeat] = await read_heartbeats(state.engine)
-    if not any(beat.kind == kind and beat.age_seconds <= oldest for beat in beats):
+    ages = [beat.age_seconds for beat in beats if beat.kind == kind]
+    if not ages:
         raise DreamForgeError(missing)
+    if min(ages) > oldest:
+        raise DreamForgeError(f"{missing} The last one was seen {min(ages):.0f} s ago.")
