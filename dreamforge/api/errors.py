@@ -131,7 +131,12 @@ async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse
     status = error.status_code
     code, usual = HTTP_ERRORS.get(status, (InvalidRequest.code, _INVALID))
     ours = isinstance(error, HttpError)
-    headers = {"Allow": _allowed(request)} if status == 405 else error.headers
+    headers = dict(error.headers or {})
+    if status == 405:
+        headers["Allow"] = _allowed(request)
+    if status == 413:
+        # The rest of the body may have no end.
+        headers["Connection"] = "close"
     return envelope(
         request,
         status,

@@ -113,7 +113,7 @@ class Job(BaseModel):
     count: int = Field(description="Images to make.")
     priority: str = _one_of("A higher one is run first.", Priority)
     params: dict[str, Any] = Field(description="What to draw, with every default filled in.")
-    options: dict[str, Any] = Field(description="How to run it.")
+    options: dict[str, Any] = Field(title="Resolved options", description="How to run it, with every default.")
     metadata: dict[str, str] = Field(description="The caller's own, as it was sent.")
     created_at: datetime = Field(description="When it was accepted.")
     updated_at: datetime = Field(description="When it last changed.")

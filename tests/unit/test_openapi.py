@@ -110,6 +110,20 @@ def _validator(schema: Any) -> Draft202012Validator:
     return Draft202012Validator({"components": DOCUMENT["components"], **schema})
 
 
+def test_a_generator_finds_no_name_twice() -> None:
+    # Generators call an object inside of a schema by both their titles.
+    schemas = DOCUMENT["components"]["schemas"]
+    inner = [
+        f"{name}{rule.get('title', '')}".replace(" ", "").lower()
+        for name, schema in schemas.items()
+        for rule in schema.get("properties", {}).values()
+        if rule.get("type") == "object"
+    ]
+    taken = [name.lower() for name in schemas]
+    assert len({*inner, *taken}) == len(inner) + len(taken)
+    assert len(OPERATIONS) == sum(len(operations) for operations in DOCUMENT["paths"].values())
+
+
 def test_the_envelope_is_described_once() -> None:
     assert "HTTPValidationError" not in json.dumps(DOCUMENT)
     properties = DOCUMENT["components"]["schemas"]["ErrorBody"]["properties"]
