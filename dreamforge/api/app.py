@@ -11,7 +11,7 @@ from dreamforge.api.errors import install_error_handlers
 from dreamforge.api.hosts import HostMiddleware
 from dreamforge.api.metrics import Metrics
 from dreamforge.api.openapi import install_document
-from dreamforge.api.readiness import BEATS_MISSED
+from dreamforge.api.readiness import BEATS_MISSED, ReadinessChecks
 from dreamforge.api.request_id import RequestIdMiddleware
 from dreamforge.api.routes import health, jobs, models
 from dreamforge.api.state import ApiState
@@ -37,6 +37,7 @@ def create_app(state: ApiState) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.api = state
+    app.state.readiness = ReadinessChecks(state)
     app.state.metrics = Metrics(
         StatisticsStore(engine=state.engine), alive_seconds=BEATS_MISSED * state.rules.heartbeat_seconds
     )

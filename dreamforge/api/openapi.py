@@ -33,7 +33,7 @@ Times are RFC 3339 in UTC. Unknown fields of a body are refused; a client should
 Lists are read on with `cursor`, which is opaque.
 """
 _ANYBODY_S = (403, 500)
-_TYPED_TEXT = {
+_MEANING_OF_STATUS = {
     400: "The request is malformed",
     403: "The host name is not one that the service answers to",
     404: "There is no such thing",
@@ -89,7 +89,8 @@ _REF = "#/components/schemas/{model}"
 
 
 def _completed(document: dict[str, Any]) -> dict[str, Any]:
-    schemas = document["components"]["schemas"]
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
     for unused in ("HTTPValidationError", "ValidationError"):
         schemas.pop(unused, None)
     for name, schema in schemas.items():
@@ -98,7 +99,7 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
     schemas["ErrorBody"] = ErrorBody.model_json_schema()
     schemas["ErrorEnvelope"] = {**ErrorEnvelope.model_json_schema(ref_template=_REF), "examples": [error_example(422)]}
     schemas["ErrorEnvelope"].pop("$defs")
-    document["components"]["headers"] = _HEADERS
+    components["headers"] = _HEADERS
     for path, operation in _operations(document):
         if path.startswith("/v1/"):
             for status in _ANYBODY_S:
@@ -121,7 +122,7 @@ def _complete(response: dict[str, Any], status: int, *, is_health: bool) -> None
     headers = {name: {"$ref": f"#/components/headers/{name}"} for name in sorted(named)}
     response["headers"] = {**headers, **response.get("headers", {})}
     if status >= 400 and not is_health:
-        response["description"] = _TYPED_TEXT.get(status, "The request is not valid")
+        response["description"] = _MEANING_OF_STATUS.get(status, "The request is not valid")
         schema = {"$ref": "#/components/schemas/ErrorEnvelope"}
         response["content"] = {"application/json": {"schema": schema, "example": error_example(status)}}
     for media_type, content in response.get("content", {}).items():

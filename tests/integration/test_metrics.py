@@ -3,6 +3,7 @@
 import asyncio
 import uuid
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy import Engine, text
 
-from dreamforge.api import metrics
+from dreamforge.api import metrics, readiness
+from dreamforge.blobs import Blobs
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.jobs.job import JobStatus, Lane, StepStatus
 from dreamforge.store.engine import open_async_engine
@@ -190,6 +192,30 @@ def test_readiness_is_told_in_time_whatever_freezes(
                 check = response.json()["checks"][name]
                 assert (check["ok"], check["required"]) == (False, True)
                 assert check["message"]
+
+
+def test_probes_do_not_pile_up_behind_a_server_that_hangs(
+    database_url: str, redis_url: str, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "CHECK_SECONDS", 0.05)
+    with Relay.before(object_store.endpoint) as relay:
+        blobs = Blobs(replace(object_store.settings(), endpoint=f"http://127.0.0.1:{relay.port}"))
+        asking, most, ping = 0, 0, blobs.ping
+
+        def counted() -> None:
+            nonlocal asking, most
+            asking += 1
+            most = max(most, asking)
+            try:
+                ping()
+            finally:
+                asking -= 1
+
+        monkeypatch.setattr(blobs, "ping", counted)
+        with TestClient(make_app(database_url, redis_url, blobs)) as client, relay.frozen():
+            for _ in range(20):
+                assert client.get("/readyz").json()["checks"]["s3"]["ok"] is False
+    assert most == 1
 
 
 def test_however_many_scrape_the_database_is_asked_once(database_url: str, engine: Engine) -> None:

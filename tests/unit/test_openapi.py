@@ -5,10 +5,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from fastapi import FastAPI
+from fastapi.responses import StreamingResponse
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
+from pydantic import BaseModel
 
-from dreamforge.api.openapi import NDJSON, SSE
+from dreamforge.api.openapi import NDJSON, SSE, events_of, install_document, lines_of
+from dreamforge.api.schemas import LogLine
 from tests.openapi_document import COPY, differences, document
 
 DOCUMENT = document()
@@ -108,6 +112,31 @@ def _examples(operation: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
 
 def _validator(schema: Any) -> Draft202012Validator:
     return Draft202012Validator({"components": DOCUMENT["components"], **schema})
+
+
+def test_streams_are_described_by_their_lines_and_events() -> None:
+    class Inner(BaseModel):
+        fraction: float
+
+    class StreamEvent(LogLine):
+        progress: Inner
+
+    app = FastAPI()
+    for path, response in (("/v1/lines", lines_of(LogLine)), ("/v1/events", events_of(StreamEvent))):
+
+        @app.get(path, operation_id=path, responses={200: response}, response_class=StreamingResponse)
+        async def stream() -> None: ...
+
+    install_document(app)
+    described = json.loads(json.dumps(app.openapi()))
+    validate(described)
+    lines = described["paths"]["/v1/lines"]["get"]["responses"]["200"]["content"][NDJSON]
+    assert lines["schema"]["properties"]["seq"]["type"] == "integer"
+    assert json.loads(lines["example"])["seq"] == 17
+    events = described["paths"]["/v1/events"]["get"]["responses"]["200"]["content"][SSE]
+    assert events["schema"]["contentSchema"]["properties"]["progress"] == {"$ref": "#/components/schemas/Inner"}
+    assert described["components"]["schemas"]["Inner"]["properties"]["fraction"]["type"] == "number"
+    assert events["example"].startswith("id: 17\nevent: item.progress\ndata: {")
 
 
 def test_a_generator_finds_no_name_twice() -> None:

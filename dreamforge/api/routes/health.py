@@ -5,9 +5,8 @@ from fastapi.responses import PlainTextResponse
 
 from dreamforge.api.errors import RETRY_AFTER_SECONDS
 from dreamforge.api.metrics import Metrics
-from dreamforge.api.readiness import check_readiness
+from dreamforge.api.readiness import ReadinessChecks
 from dreamforge.api.schemas import Liveness, Readiness
-from dreamforge.api.state import State
 
 router = APIRouter(tags=["health"])
 
@@ -24,9 +23,10 @@ async def healthz() -> Liveness:
     summary="Is the service ready?",
     responses={503: {"model": Readiness, "description": "Something that is required is away"}},
 )
-async def readyz(response: Response, state: State) -> Readiness:
+async def readyz(request: Request, response: Response) -> Readiness:
     """One line for each dependency; 503 when one that is needed is away."""
-    readiness = await check_readiness(state)
+    checks: ReadinessChecks = request.app.state.readiness
+    readiness = await checks.check()
     if readiness.status == "unavailable":
         response.status_code = 503
         response.headers["Retry-After"] = str(RETRY_AFTER_SECONDS)
