@@ -71,25 +71,26 @@ class _Kept(Generic[T]):
         self._count = count
         self._seconds = seconds
         self._counting: asyncio.Task[T] | None = None
-        self._counted_at = 0.0
+        self._begun_at = 0.0
         self.last: T | None = None
 
     async def get(self) -> T | None:
         """The value, or None when it does not come in time or the database is away."""
-        if self.last is not None and time.monotonic() - self._counted_at <= self._seconds:
-            return self.last
-        if self._counting is None:
+        is_old = time.monotonic() - self._begun_at > self._seconds
+        if self._counting is None or (self._counting.done() and is_old):
+            self._begun_at = time.monotonic()
             self._counting = asyncio.create_task(self._count())
+            # One that ends after everybody has gone is nobody's error.
+            self._counting.add_done_callback(lambda task: task.cancelled() or task.exception())
         counting = self._counting
         done, _ = await asyncio.wait({counting}, timeout=PATIENCE)
         if not done:
             return None
-        if self._counting is counting:
-            self._counting = None
         try:
-            self.last, self._counted_at = counting.result(), time.monotonic()
+            self.last = counting.result()
         except DatabaseUnavailable:
             log.warning("no figures: the database does not answer")
+            self._begun_at = 0.0
             return None
         return self.last
 

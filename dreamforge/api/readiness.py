@@ -64,10 +64,11 @@ class _Probe:
             # One that ends after everybody has gone is nobody's error.
             self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
         # Not cancelled when the time is over: a thread cannot be, and a second one would hang beside it.
-        done, _ = await asyncio.wait({self._asking}, timeout=CHECK_SECONDS)
+        asking = self._asking
+        done, _ = await asyncio.wait({asking}, timeout=CHECK_SECONDS)
         if not done:
             return f"No answer within {CHECK_SECONDS:g} s."
-        error = self._asking.exception()
+        error = asking.exception()
         if error is None or isinstance(error, DreamForgeError):
             return error.message if error else None
         raise error
