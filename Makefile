@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test check fix clean
+.PHONY: run test check fix openapi clean
 
 run: $(INSTALLED)  ## Install what is needed and start the whole service in the foreground.
 	@$(BIN)/dreamforge up
@@ -23,6 +23,9 @@ check: $(INSTALLED)  ## Style, format, types, import contracts.
 fix: $(INSTALLED)  ## Mend what can be mended.
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+openapi: $(INSTALLED)  ## Write tests/openapi.json anew, once the API is meant to be different.
+	@$(BIN)/python -m tests.openapi_document
 
 clean:  ## Remove the virtual environment. Data stay in .dreamforge.
 	rm -rf $(VENV)

@@ -11,6 +11,7 @@ from deployments.resources import database_url, open_blobs, redis_url
 from dreamforge import settings as environment
 from dreamforge import telemetry
 from dreamforge.api.app import create_app
+from dreamforge.api.hosts import names_of_this_machine
 from dreamforge.api.state import ApiRules, ApiState
 from dreamforge.store.engine import open_async_engine
 
@@ -63,6 +64,7 @@ def build_app(*, database_connections: int = 10) -> FastAPI:
                 presign_ttl=settings.presign_ttl,
                 heartbeat_seconds=settings.heartbeat_seconds,
                 server_adds_request_id=True,
+                allowed_hosts=(*names_of_this_machine(settings.host), *settings.allowed_hosts),
             ),
         )
     )

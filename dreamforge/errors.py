@@ -7,8 +7,13 @@
     │   ├── ModelNotInstalled           model_not_installed
     │   ├── ModelDisabled               model_disabled
     │   ├── ModelIncompatible           model_incompatible
+    │   ├── IdempotencyKeyReused        idempotency_key_reused
+    │   ├── Unauthorized                unauthorized
+    │   ├── Forbidden                   forbidden
     │   ├── NotFound                    not_found
-    │   └── BodyTooLarge                body_too_large
+    │   ├── Conflict                    conflict
+    │   ├── RateLimited                 rate_limited
+    │   └── QueueFull                   queue_full
     ├── Unavailable                     a dependency is away
     │   ├── DatabaseUnavailable         database_unavailable
     │   ├── QueueUnavailable            queue_unavailable
@@ -83,16 +88,46 @@ class ModelIncompatible(RequestError):
     code = "model_incompatible"
 
 
+class IdempotencyKeyReused(RequestError):
+    """This Idempotency-Key was used with another body: take a new key for a new job."""
+
+    code = "idempotency_key_reused"
+
+
+class Unauthorized(RequestError):
+    """The request names nobody whom the service knows."""
+
+    code = "unauthorized"
+
+
+class Forbidden(RequestError):
+    """The service does not do this for whoever asks."""
+
+    code = "forbidden"
+
+
 class NotFound(RequestError):
     """There is nothing here with this id."""
 
     code = "not_found"
 
 
-class BodyTooLarge(RequestError):
-    """The request body is larger than the service accepts."""
+class Conflict(RequestError):
+    """What is asked for does not fit the state of things."""
 
-    code = "body_too_large"
+    code = "conflict"
+
+
+class RateLimited(RequestError):
+    """Too many requests; try again in a few seconds."""
+
+    code = "rate_limited"
+
+
+class QueueFull(RequestError):
+    """Too many jobs are waiting; try again later."""
+
+    code = "queue_full"
 
 
 class SchemaUnknown(DreamForgeError):

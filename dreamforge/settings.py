@@ -4,12 +4,13 @@ Entry points (``deployments``, ``cli``, ``embedded``) build one ``Settings`` and
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
 class Settings(BaseSettings):
@@ -65,6 +66,9 @@ class Settings(BaseSettings):
     """What POST /v1/jobs does while Redis is away: accept (the job waits in Postgres) or answer 503."""
     max_body: int = Field(default=1_048_576, ge=1024)
     """Bytes of a request body."""
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    """Host names, with commas between, that the API answers to beside this machine's own and every address.
+    `*.example.org` is every name below it; `*` lets every name in, and with it pages that rebind theirs."""
 
     lease_seconds: float = Field(default=30.0, gt=0)
     lease_renew_seconds: float = Field(default=5.0, gt=0)
@@ -81,6 +85,19 @@ class Settings(BaseSettings):
     gpu_settle_seconds: float = Field(default=10.0, ge=0)
     """How long to wait for GPU memory to come back after the runner has gone."""
     gpu_tolerance_mib: int = Field(default=64, ge=0)
+
+    @field_validator("allowed_hosts", mode="before")
+    @classmethod
+    def _names_with_commas_between(cls, value: object) -> object:
+        return tuple(name.strip() for name in value.split(",") if name.strip()) if isinstance(value, str) else value
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _are_names(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9_-]+(\.[A-Za-z0-9_-]+)*", name):
+                raise ValueError(f"{name!r} is no host name, nor * or *.example.org; ports do not belong here")
+        return names
 
     @model_validator(mode="after")
     def _s3_keys_come_with_an_endpoint(self) -> Self:

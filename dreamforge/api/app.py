@@ -6,10 +6,16 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from dreamforge import __version__
+from dreamforge.api.documentation import install_documentation
 from dreamforge.api.errors import install_error_handlers
+from dreamforge.api.hosts import HostMiddleware
+from dreamforge.api.metrics import Metrics
+from dreamforge.api.openapi import install_document
+from dreamforge.api.readiness import BEATS_MISSED, ReadinessChecks
 from dreamforge.api.request_id import RequestIdMiddleware
 from dreamforge.api.routes import health, jobs, models
 from dreamforge.api.state import ApiState
+from dreamforge.store.statistics import StatisticsStore
 
 
 def create_app(state: ApiState) -> FastAPI:
@@ -25,10 +31,22 @@ def create_app(state: ApiState) -> FastAPI:
         version=__version__,
         summary="Self-hosted image generation that loses nothing.",
         lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        # An address has one spelling; a redirect would be built from the `Host` of the request.
+        redirect_slashes=False,
     )
     app.state.api = state
+    app.state.readiness = ReadinessChecks(state)
+    app.state.metrics = Metrics(
+        StatisticsStore(engine=state.engine), alive_seconds=BEATS_MISSED * state.rules.heartbeat_seconds
+    )
+    app.add_middleware(HostMiddleware, allowed=state.rules.allowed_hosts)
+    # The outermost: whatever answers, the id is there.
     app.add_middleware(RequestIdMiddleware, adds_header=not state.rules.server_adds_request_id)
     install_error_handlers(app)
     for router in (jobs.router, models.router, health.router):
         app.include_router(router)
+    install_documentation(app)
+    install_document(app)
     return app

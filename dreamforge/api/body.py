@@ -1,22 +1,38 @@
 """Request bodies, read strictly: JSON as the standard has it, text that Postgres can keep, bounded depth."""
 
 import json
+import math
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterable
 from typing import Any, NoReturn
 
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from dreamforge.api.errors import HttpError
+from dreamforge.api.errors import BAD_JSON, HttpError
 
 MOST_DEPTH = 20
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
-_BAD_JSON = "The body is not valid JSON."
+
+
+class _Refusal(Exception):
+    """A part of the body that cannot be kept, and where it stands, from the inside out."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.places: list[str] = []
+
+    @property
+    def path(self) -> str:
+        return ".".join(reversed(self.places))[:200] or "body"
 
 
 class StrictRequest(Request):
-    """A request whose body must be JSON: no NaN, no duplicate keys, no NUL, no lone surrogates."""
+    """A request whose body must be JSON: no NaN, no duplicate keys, no NUL, no lone surrogates.
+
+    Every other text comes through as it was sent: nothing is normalised, and a byte order mark inside is a character.
+    """
 
     _bytes: bytes | None = None
 
@@ -28,6 +44,8 @@ class StrictRequest(Request):
         media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if data and not (media_type == "application/json" or media_type.endswith("+json")):
             raise HttpError(415, "Send the body as application/json.")
+        if self.headers.get("content-encoding", "identity").strip().lower() != "identity":
+            raise HttpError(415, "Send the body without a Content-Encoding.")
         return data
 
     async def _limited_body(self, most: int) -> bytes:
@@ -45,8 +63,12 @@ class StrictRequest(Request):
             text = (await self.body()).decode("utf-8")
             value = json.loads(text, parse_constant=_refuse_constant, object_pairs_hook=_unique)
         except (ValueError, RecursionError) as error:
-            raise HttpError(400, _BAD_JSON) from error
-        _check(value, path="", depth=0)
+            raise HttpError(400, BAD_JSON) from error
+        try:
+            _check(value, depth=0)
+        except _Refusal as refusal:
+            details = {"errors": [{"path": refusal.path, "message": refusal.reason}]}
+            raise HttpError(422, "The request is not valid.", details=details) from refusal
         return value
 
 
@@ -74,25 +96,30 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _check(value: Any, *, path: str, depth: int) -> None:
+def _check(value: Any, *, depth: int) -> None:
     if depth > MOST_DEPTH:
-        _refuse(path, f"is nested deeper than {MOST_DEPTH} levels")
+        raise _Refusal(f"is nested deeper than {MOST_DEPTH} levels")
     match value:
         case str() if _UNSTORABLE.search(value):
-            _refuse(path, "holds NUL or half a surrogate pair")
-        case float() if value in (float("inf"), float("-inf")):
-            _refuse(path, "is too large a number")
+            raise _Refusal("holds NUL or half a surrogate pair")
+        case float() if math.isinf(value):
+            raise _Refusal("is too large a number")
         case dict():
-            for key, inner in value.items():
-                _check(key, path=path, depth=depth)
-                _check(inner, path=f"{path}.{key}"[:200].lstrip("."), depth=depth + 1)
+            for key in value:
+                _check(key, depth=depth)
+            _check_each(value.items(), depth=depth + 1)
         case list():
-            for index, inner in enumerate(value):
-                _check(inner, path=f"{path}.{index}"[:200].lstrip("."), depth=depth + 1)
+            _check_each(enumerate(value), depth=depth + 1)
         case _:
             pass
 
 
-def _refuse(path: str, reason: str) -> NoReturn:
-    safe = _UNSTORABLE.sub("\ufffd", path)
-    raise HttpError(422, "The request is not valid.", details={"errors": [{"path": safe, "message": reason}]})
+def _check_each(parts: Iterable[tuple[Any, Any]], *, depth: int) -> None:
+    place: object = None
+    try:
+        for place, part in parts:  # noqa: B007 - read when a part is refused
+            _check(part, depth=depth)
+    except _Refusal as refusal:
+        # The path is put together on the way out: most bodies need none.
+        refusal.places.append(_UNSTORABLE.sub("\ufffd", str(place))[:64])
+        raise

@@ -1,73 +1,71 @@
-"""One envelope for every error, and the one table from code to HTTP status."""
+"""One envelope for every error, and the one table from error to HTTP status.
 
-import itertools
+What the service means is a ``DreamForgeError``; what is wrong with HTTP itself (a method, a header, a body that is no
+JSON) is an ``HttpError``. Both are answered with ``ErrorEnvelope``, in less than ``MOST_BYTES``.
+"""
+
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
+from dreamforge import errors
 from dreamforge.api.request_id import HEADER, request_id_of
+from dreamforge.api.schemas import ErrorBody, ErrorEnvelope
 from dreamforge.errors import DreamForgeError, InvalidRequest
 
 log = logging.getLogger(__name__)
 
-STATUS_OF_CODE: dict[str, int] = {
-    "invalid_request": 422,
-    "unknown_model": 422,
-    "model_not_installed": 422,
-    "model_disabled": 422,
-    "model_incompatible": 422,
-    "not_found": 404,
-    "body_too_large": 413,
-    "database_unavailable": 503,
-    "queue_unavailable": 503,
-    "storage_unavailable": 503,
-    "internal": 500,
+STATUS_OF_ERROR: dict[type[DreamForgeError], int] = {
+    errors.Unauthorized: 401,
+    errors.Forbidden: 403,
+    errors.NotFound: 404,
+    errors.Conflict: 409,
+    errors.InvalidRequest: 422,
+    errors.UnknownModel: 422,
+    errors.ModelNotInstalled: 422,
+    errors.ModelDisabled: 422,
+    errors.ModelIncompatible: 422,
+    errors.IdempotencyKeyReused: 422,
+    errors.RateLimited: 429,
+    errors.QueueFull: 429,
+    errors.DatabaseUnavailable: 503,
+    errors.QueueUnavailable: 503,
+    errors.StorageUnavailable: 503,
 }
-_CODE_OF_STATUS = {
-    400: "invalid_request",
-    404: "not_found",
-    405: "method_not_allowed",
-    413: "body_too_large",
-    415: "unsupported_media_type",
+"""Every other error is the service's own fault: 500 `internal`."""
+HTTP_ERRORS: dict[int, tuple[str, str]] = {
+    400: ("invalid_request", "The request is not valid."),
+    403: ("forbidden", "The service does not do this."),
+    404: ("not_found", "There is nothing at this address."),
+    405: ("method_not_allowed", "This address does not take this method."),
+    413: ("body_too_large", "The request body is too large."),
+    415: ("unsupported_media_type", "Send the body as application/json."),
 }
-_MESSAGE_OF_STATUS = {
-    400: "The body is not valid JSON.",
-    404: "There is nothing at this address.",
-    405: "This address does not take this method.",
-    413: "The request body is too large.",
-    415: "Send the body as application/json.",
-}
-_RETRY_AFTER_SECONDS = 5
+"""Code and usual message of what is wrong with HTTP itself."""
+MOST_BYTES = 4096
+"""An error's body stays below."""
+RETRY_AFTER_SECONDS = 5
+"""What `Retry-After` says with every 429 and 503."""
+BAD_JSON = "The body is not valid JSON."
+
+_INVALID = "The request is not valid."
+_BUG = "Something went wrong inside the service."
 _MOST_ERRORS = 20
-_MOST_BYTES = 3000
-"""Of an error's details; whatever is about it, a body stays under 4 KB."""
-
-
-class ErrorBody(BaseModel):
-    """What went wrong: a stable code, a sentence, and what the code says more about."""
-
-    code: str = Field(examples=["unknown_model"])
-    message: str = Field(examples=["No model 'sdxl-base'. Installed: sdxl-tiny."])
-    details: dict[str, Any] = Field(default_factory=dict)
-    job_id: str | None = None
-    request_id: str
-
-
-class ErrorEnvelope(BaseModel):
-    """Every error the service answers with."""
-
-    error: ErrorBody
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 
 
 class HttpError(HTTPException):
-    """An error of HTTP itself, with its details: what is wrong with the body or a header."""
+    """An error of HTTP itself, with its details: what is wrong with the body or a header.
+
+    ``status_code`` is one of ``HTTP_ERRORS``, or 422 for a body whose text cannot be kept.
+    """
 
     def __init__(self, status_code: int, message: str, *, details: Mapping[str, Any] | None = None) -> None:
         super().__init__(status_code, message)
@@ -75,67 +73,110 @@ class HttpError(HTTPException):
 
 
 def error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's responses for these statuses."""
+    """OpenAPI's responses for these statuses; ``dreamforge.api.openapi`` adds headers and examples."""
     return {status: {"model": ErrorEnvelope} for status in statuses}
 
 
 def install_error_handlers(app: FastAPI) -> None:
     """Have every error of the application answered in the envelope."""
-
-    @app.exception_handler(DreamForgeError)
-    async def on_domain_error(request: Request, error: DreamForgeError) -> JSONResponse:
-        status = STATUS_OF_CODE.get(error.code, 500)
-        if status >= 500:
-            log.warning("request failed", extra={"code": error.code, "request_id": request_id_of(request)})
-        return _envelope(request, status, error.code, error.message, error.details)
-
-    @app.exception_handler(RequestValidationError)
-    async def on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
-        if any(part["type"] == "json_invalid" for part in error.errors()):
-            return _envelope(request, 400, InvalidRequest.code, _MESSAGE_OF_STATUS[400], {})
-        details = {"errors": _bounded([_described(part) for part in error.errors()[:_MOST_ERRORS]])}
-        return _envelope(request, 422, InvalidRequest.code, "The request is not valid.", details)
-
-    @app.exception_handler(HTTPException)
-    async def on_http_error(request: Request, error: HTTPException) -> JSONResponse:
-        status = error.status_code
-        ours = isinstance(error, HttpError)
-        message = error.detail if ours else _MESSAGE_OF_STATUS.get(status, error.detail)
-        details = error.details if ours else {}
-        return _envelope(
-            request, status, _CODE_OF_STATUS.get(status, "invalid_request"), message, details, error.headers
-        )
-
-    @app.exception_handler(Exception)
-    async def on_bug(request: Request, error: Exception) -> JSONResponse:
-        log.error("bug", exc_info=error, extra={"request_id": request_id_of(request)})
-        # Starlette answers bugs outside every middleware, so the header is added here.
-        adds_header = not request.app.state.api.rules.server_adds_request_id
-        headers = {HEADER: request_id_of(request)} if adds_header else {}
-        return _envelope(request, 500, DreamForgeError.code, "Something went wrong inside the service.", {}, headers)
+    app.exception_handler(DreamForgeError)(_on_domain_error)
+    app.exception_handler(RequestValidationError)(_on_invalid)
+    app.exception_handler(HTTPException)(_on_http_error)
+    app.exception_handler(Exception)(_on_bug)
 
 
-def _envelope(
+def envelope(
     request: Request,
     status: int,
     code: str,
     message: str,
-    details: dict[str, Any],
+    *,
+    details: Mapping[str, Any] | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
-    body = ErrorBody(code=code, message=message, details=details, request_id=request_id_of(request))
+    """The answer for an error. Details that would make it too large are left out, then the message is cut."""
     kept = dict(headers or {})
-    if status == 503:
-        kept["Retry-After"] = str(_RETRY_AFTER_SECONDS)
-    return JSONResponse(ErrorEnvelope(error=body).model_dump(), status_code=status, headers=kept)
+    if status in {429, 503}:
+        kept.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
+    request_id = request_id_of(request)
+    for said, more in ((message, dict(details or {})), (message, {}), (message[:200], {})):
+        body = ErrorBody(code=code, message=said, details=more, request_id=request_id)
+        response = JSONResponse(ErrorEnvelope(error=body).model_dump(), status_code=status, headers=kept)
+        if len(response.body) < MOST_BYTES:
+            return response
+    raise RuntimeError("an error's message of 200 characters does not fit")
 
 
-def _bounded(errors: list[dict[str, str]]) -> list[dict[str, str]]:
-    sizes = itertools.accumulate(len(json.dumps(error, ensure_ascii=False).encode()) for error in errors)
-    return [error for error, size in zip(errors, sizes, strict=True) if size <= _MOST_BYTES]
+async def _on_domain_error(request: Request, error: DreamForgeError) -> JSONResponse:
+    status = STATUS_OF_ERROR.get(type(error))
+    if status is None:
+        return await _on_bug(request, error)
+    if status >= 500:
+        log.warning("request failed", extra={"code": error.code, "request_id": request_id_of(request)})
+    details = dict(error.details)
+    if "errors" in details:
+        details["errors"] = _bounded(details["errors"])
+    return envelope(request, status, error.code, error.message, details=details)
+
+
+async def _on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    parts = error.errors()
+    if any(part["type"] == "json_invalid" for part in parts):
+        return envelope(request, 400, InvalidRequest.code, BAD_JSON)
+    described = _bounded([_described(part) for part in parts[:_MOST_ERRORS]])
+    return envelope(request, 422, InvalidRequest.code, _INVALID, details={"errors": described})
+
+
+async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse:
+    status = error.status_code
+    code, usual = HTTP_ERRORS.get(status, (InvalidRequest.code, _INVALID))
+    ours = isinstance(error, HttpError)
+    headers = dict(error.headers or {})
+    if status == 405:
+        headers["Allow"] = _allowed(request)
+    if status == 413:
+        # The rest of the body may have no end.
+        headers["Connection"] = "close"
+    return envelope(
+        request,
+        status,
+        code,
+        error.detail if ours else usual,
+        details=error.details if ours else {},
+        headers=headers,
+    )
+
+
+async def _on_bug(request: Request, error: Exception) -> JSONResponse:
+    log.error("bug", exc_info=error, extra={"request_id": request_id_of(request)})
+    # Starlette answers bugs outside every middleware, so the header is set here.
+    adds_header = not request.app.state.api.rules.server_adds_request_id
+    headers = {HEADER: request_id_of(request)} if adds_header else {}
+    return envelope(request, 500, DreamForgeError.code, _BUG, headers=headers)
+
+
+def _allowed(request: Request) -> str:
+    """Every method of the address. Starlette names those of the first route that it has there."""
+    scope = dict(request.scope)
+    return ", ".join(
+        method
+        for method in _METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    )
+
+
+def _bounded(described: Sequence[Mapping[str, str]]) -> list[Mapping[str, str]]:
+    """As many as fit, with room for the envelope about them."""
+    room, kept = MOST_BYTES - 1024, list[Mapping[str, str]]()
+    for part in described:
+        room -= len(json.dumps(part, ensure_ascii=False).encode()) + 1
+        if room < 0:
+            break
+        kept.append(part)
+    return kept
 
 
 def _described(part: Mapping[str, Any]) -> dict[str, str]:
     # Only pydantic's own words: its `input` is the caller's, whole. The key of an unknown field is the caller's too.
     location = [str(step)[:64] for step in part["loc"] if step != "body"]
-    return {"path": ".".join(location)[:200], "message": str(part["msg"])[:200]}
+    return {"path": ".".join(location)[:200] or "body", "message": str(part["msg"])[:200]}

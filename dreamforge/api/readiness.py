@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from typing import Literal
 
 from dreamforge.api.schemas import Check, Readiness
@@ -12,24 +12,32 @@ from dreamforge.jobs.job import Lane
 from dreamforge.store.heartbeats import Heartbeat, read_heartbeats
 
 CHECK_SECONDS = 2.0
-_BEATS_MISSED = 3
+BEATS_MISSED = 3
+"""Heartbeats that what is alive may miss."""
 
 
-async def check_readiness(state: ApiState) -> Readiness:
-    """The state of every dependency."""
-    probes: dict[str, tuple[bool, Callable[[], Awaitable[None]]]] = {
-        "postgres": (True, state.jobs.ping),
-        "redis": (
-            state.rules.redis_outage == "reject",
-            lambda: asyncio.to_thread(state.tickets[Lane.GPU].ping),
-        ),
-        "s3": (False, lambda: asyncio.to_thread(state.blobs.ping)),
-        "dispatcher": (False, lambda: _expect_heartbeat(state, "dispatcher", "No dispatcher is running.")),
-        "gpu_nodes": (False, lambda: _expect_heartbeat(state, "node", "No GPU node is up.")),
-    }
-    results = await asyncio.gather(*(_run(required, probe) for required, probe in probes.values()))
-    checks = dict(zip(probes, results, strict=True))
-    return Readiness(status=_status(list(checks.values())), checks=checks)
+class ReadinessChecks:
+    """The checks of one replica. However many ask, and however long one of them hangs, each is asked once at a time."""
+
+    def __init__(self, state: ApiState) -> None:
+        self._probes = {
+            "postgres": _Probe(state.jobs.ping, required=True),
+            "redis": _Probe(
+                lambda: asyncio.to_thread(state.tickets[Lane.GPU].ping),
+                required=state.rules.redis_outage == "reject",
+            ),
+            "s3": _Probe(lambda: asyncio.to_thread(state.blobs.ping), required=False),
+            "dispatcher": _Probe(
+                lambda: _expect_heartbeat(state, "dispatcher", "No dispatcher is running."), required=False
+            ),
+            "gpu_nodes": _Probe(lambda: _expect_heartbeat(state, "node", "No GPU node is up."), required=False),
+        }
+
+    async def check(self) -> Readiness:
+        """The state of every dependency, within ``CHECK_SECONDS``."""
+        results = await asyncio.gather(*(probe.check() for probe in self._probes.values()))
+        checks = dict(zip(self._probes, results, strict=True))
+        return Readiness(status=_status(list(checks.values())), checks=checks)
 
 
 def _status(checks: list[Check]) -> Literal["ok", "degraded", "unavailable"]:
@@ -38,21 +46,39 @@ def _status(checks: list[Check]) -> Literal["ok", "degraded", "unavailable"]:
     return "ok" if all(check.ok for check in checks) else "degraded"
 
 
-async def _run(required: bool, probe: Callable[[], Awaitable[None]]) -> Check:
-    began = time.monotonic()
-    message = None
-    try:
-        async with asyncio.timeout(CHECK_SECONDS):
-            await probe()
-    except TimeoutError:
-        message = f"No answer within {CHECK_SECONDS:g} s."
-    except DreamForgeError as error:
-        message = error.message
-    return Check(ok=message is None, required=required, ms=round((time.monotonic() - began) * 1000), message=message)
+class _Probe:
+    def __init__(self, ask: Callable[[], Coroutine[None, None, None]], *, required: bool) -> None:
+        self._ask = ask
+        self._required = required
+        self._asking: asyncio.Task[None] | None = None
+
+    async def check(self) -> Check:
+        began = time.monotonic()
+        message = await self._message()
+        took = round((time.monotonic() - began) * 1000)
+        return Check(ok=message is None, required=self._required, ms=took, message=message)
+
+    async def _message(self) -> str | None:
+        if self._asking is None or self._asking.done():
+            self._asking = asyncio.create_task(self._ask())
+            # One that ends after everybody has gone is nobody's error.
+            self._asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+        # Not cancelled when the time is over: a thread cannot be, and a second one would hang beside it.
+        asking = self._asking
+        done, _ = await asyncio.wait({asking}, timeout=CHECK_SECONDS)
+        if not done:
+            return f"No answer within {CHECK_SECONDS:g} s."
+        error = asking.exception()
+        if error is None or isinstance(error, DreamForgeError):
+            return error.message if error else None
+        raise error
 
 
 async def _expect_heartbeat(state: ApiState, kind: str, missing: str) -> None:
-    oldest = state.rules.heartbeat_seconds * _BEATS_MISSED
+    oldest = state.rules.heartbeat_seconds * BEATS_MISSED
     beats: list[Heartbeat] = await read_heartbeats(state.engine)
-    if not any(beat.kind == kind and beat.age_seconds <= oldest for beat in beats):
+    ages = [beat.age_seconds for beat in beats if beat.kind == kind]
+    if not ages:
         raise DreamForgeError(missing)
+    if min(ages) > oldest:
+        raise DreamForgeError(f"{missing} The last one was seen {min(ages):.0f} s ago.")

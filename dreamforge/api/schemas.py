@@ -1,13 +1,22 @@
 """The shapes of `/v1`, as clients send and see them."""
 
 import uuid
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
+from dreamforge.jobs.events import EventCode
+from dreamforge.jobs.job import JobStatus, JobType, Priority, StepStatus
+
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
+
+
+def _one_of(description: str, words: Iterable[str]) -> Any:
+    """A word that a client reads. Documented as a choice, read as any: a newer service may know more of them."""
+    return Field(description=description, json_schema_extra={"enum": [str(word) for word in words]})
 
 
 class Strict(BaseModel):
@@ -19,29 +28,35 @@ class Strict(BaseModel):
 class JobOptions(Strict):
     """How to run the job; times in seconds."""
 
-    oom_policy: Literal["fail"] = "fail"
-    start_timeout: float | None = Field(default=None, gt=0, le=86_400, allow_inf_nan=False)
-    step_timeout: float | None = Field(default=None, gt=0, le=86_400, allow_inf_nan=False)
+    oom_policy: Literal["fail"] = Field(default="fail", description="What to do when the GPU has too little memory.")
+    start_timeout: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Seconds a step may wait for a GPU. Null: the service's own limit.",
+    )
+    step_timeout: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        allow_inf_nan=False,
+        description="Seconds a step may run. Null: the service's own limit.",
+    )
     preview_every: None = Field(default=None, description="No previews are made so far.")
 
 
 class CreateJob(Strict):
     """A job to run. `params` are checked against the model's `parameters_schema`, which also gives the defaults."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"type": "generate", "count": 2, "params": {"prompt": "a lighthouse at dawn", "seed": 7}}]
-        }
-    )
-
-    type: Literal["generate"]
+    type: Literal["generate"] = Field(description="What to do.")
     model_id: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
         default=None, description="An id, a name, or name@version. Null: the default model."
     )
     count: int = Field(default=1, ge=1, le=100, description="Images to make.")
-    priority: Literal["low", "normal", "high"] = "normal"
+    priority: Literal["low", "normal", "high"] = Field(default="normal", description="A higher one is run first.")
     params: dict[str, Any] = Field(description="What to draw: see the model's `parameters_schema`.")
-    options: JobOptions = Field(default_factory=JobOptions)
+    options: JobOptions = Field(default_factory=JobOptions, description="How to run it.")
     metadata: dict[MetadataKey, MetadataValue] = Field(
         default_factory=dict, max_length=16, description="The caller's own; returned as sent."
     )
@@ -50,163 +65,181 @@ class CreateJob(Strict):
 class JobError(BaseModel):
     """Why a step or a job failed. One that was cancelled has none."""
 
-    code: str
-    message: str
-    details: dict[str, Any]
-    suggestions: list[str]
+    code: str = Field(description="Stable; what a program looks at.")
+    message: str = Field(description="A sentence for a person.")
+    details: dict[str, Any] = Field(description="What the code says more about.")
+    suggestions: list[str] = Field(description="What may help.")
 
 
 class JobProgress(BaseModel):
     """How far the job is: `fraction` in 0..1; `eta_seconds` and `queue_position` are null where nothing is known."""
 
-    fraction: float
-    items_done: int
-    items_total: int
-    stage: str | None
-    queue_position: int | None = None
-    eta_seconds: float | None = None
+    fraction: float = Field(description="0 to 1; never goes down.")
+    items_done: int = Field(description="Images that are finished.")
+    items_total: int = Field(description="Images that are asked for.")
+    stage: str | None = Field(description="What the image that was begun last is at.")
+    queue_position: int | None = Field(default=None, description="Jobs before this one.")
+    eta_seconds: float | None = Field(default=None, description="Seconds until the end.")
 
 
 class JobStep(BaseModel):
     """One step of a job."""
 
-    id: uuid.UUID
-    name: str
-    status: str
-    attempt: int
-    started_at: datetime | None
-    finished_at: datetime | None
-    error: JobError | None
+    id: uuid.UUID = Field(description="The step's id.")
+    name: str = Field(description="What it does.")
+    status: str = _one_of("Where it is in its life.", StepStatus)
+    attempt: int = Field(description="Counts how often it was begun.")
+    started_at: datetime | None = Field(description="When its last attempt began.")
+    finished_at: datetime | None = Field(description="When it ended.")
+    error: JobError | None = Field(description="Why it failed.")
 
 
 class JobLinks(BaseModel):
     """Where to go on from here."""
 
-    self: str
-    artifacts: str
-    logs: str
-    cancel: str
+    self: str = Field(description="The job.")
+    artifacts: str = Field(description="Its images.")
+    logs: str = Field(description="Its events.")
+    cancel: str = Field(description="POST here to cancel it.")
 
 
 class Job(BaseModel):
     """A job as it is now."""
 
-    id: uuid.UUID
-    type: str
-    status: str
-    model_id: uuid.UUID | None
-    count: int
-    priority: str
-    params: dict[str, Any]
-    options: dict[str, Any]
-    metadata: dict[str, str]
-    created_at: datetime
-    updated_at: datetime
-    started_at: datetime | None
-    finished_at: datetime | None
-    expires_at: datetime | None
-    progress: JobProgress
-    steps: list[JobStep]
-    error: JobError | None
-    links: JobLinks
+    id: uuid.UUID = Field(description="The job's id.")
+    type: str = _one_of("What it does.", JobType)
+    status: str = _one_of("Where it is in its life. The last three are ends.", JobStatus)
+    model_id: uuid.UUID | None = Field(description="The model it is drawn with; null when that was removed.")
+    count: int = Field(description="Images to make.")
+    priority: str = _one_of("A higher one is run first.", Priority)
+    params: dict[str, Any] = Field(description="What to draw, with every default filled in.")
+    options: dict[str, Any] = Field(title="Resolved options", description="How to run it, with every default.")
+    metadata: dict[str, str] = Field(description="The caller's own, as it was sent.")
+    created_at: datetime = Field(description="When it was accepted.")
+    updated_at: datetime = Field(description="When it last changed.")
+    started_at: datetime | None = Field(description="When its first step began.")
+    finished_at: datetime | None = Field(description="When it ended.")
+    expires_at: datetime | None = Field(description="When it will be removed; null: never.")
+    progress: JobProgress = Field(description="How far it is.")
+    steps: list[JobStep] = Field(description="Its steps, in order.")
+    error: JobError | None = Field(description="Why it failed.")
+    links: JobLinks = Field(description="Where to go on from here.")
 
 
 class JobList(BaseModel):
     """A page of jobs, newest first; `next_cursor` is null on the last."""
 
-    items: list[Job]
-    next_cursor: str | None
+    items: list[Job] = Field(description="The page.")
+    next_cursor: str | None = Field(description="`cursor` of the next page; null on the last.")
 
 
 class Artifact(BaseModel):
     """A finished image. `url` reads it until `url_expires_at`; `checksum` is `sha256:` and the hex digest."""
 
-    id: uuid.UUID
-    job_id: uuid.UUID
-    step_id: uuid.UUID
-    item_index: int
-    format: str
-    width: int
-    height: int
-    seed: int
-    size_bytes: int
-    checksum: str
-    created_at: datetime
-    expires_at: datetime | None
-    url: str
-    url_expires_at: datetime
-    metadata: dict[str, Any]
+    id: uuid.UUID = Field(description="The artifact's id.")
+    job_id: uuid.UUID = Field(description="The job that made it.")
+    step_id: uuid.UUID = Field(description="The step that made it.")
+    item_index: int = Field(description="Which image of the job, from 0.")
+    format: str = Field(description="`png`.")
+    width: int = Field(description="Pixels.")
+    height: int = Field(description="Pixels.")
+    seed: int = Field(description="What it was drawn with.")
+    size_bytes: int = Field(description="Bytes of the file.")
+    checksum: str = Field(description="`sha256:` and the hex digest of the file.")
+    created_at: datetime = Field(description="When it was finished.")
+    expires_at: datetime | None = Field(description="When it will be removed; null: never.")
+    url: str = Field(description="Presigned: reads the file without credentials.")
+    url_expires_at: datetime = Field(description="Until then.")
+    metadata: dict[str, Any] = Field(description="How it was made.")
 
 
 class ArtifactList(BaseModel):
     """A page of artifacts; `next_cursor` is null on the last."""
 
-    items: list[Artifact]
-    next_cursor: str | None
+    items: list[Artifact] = Field(description="The page.")
+    next_cursor: str | None = Field(description="`cursor` of the next page; null on the last.")
 
 
 class ModelNode(BaseModel):
     """A node that holds the model."""
 
-    node: str
-    verified_at: datetime
+    node: str = Field(description="The node's name.")
+    verified_at: datetime = Field(description="When its files were last checked there.")
 
 
 class Model(BaseModel):
     """A model the service knows. `parameters_schema` is JSON Schema 2020-12."""
 
-    id: uuid.UUID
-    name: str
-    kind: str
-    version: str
-    installed: bool
-    enabled: bool
-    default: bool
-    checkpoint_hash: str | None
-    source_uri: str
-    capabilities: list[str]
-    parameters_schema: dict[str, Any]
-    size_bytes: int
-    nodes: list[ModelNode]
-    created_at: datetime
-    updated_at: datetime
-    metadata: dict[str, Any]
+    id: uuid.UUID = Field(description="The model's id.")
+    name: str = Field(description="What requests call it.")
+    kind: str = Field(description="Its family: `sdxl`.")
+    version: str = Field(description="Its version; a name may have several.")
+    installed: bool = Field(description="Its files are there.")
+    enabled: bool = Field(description="It is not switched off.")
+    default: bool = Field(description="Jobs that name no model take it.")
+    checkpoint_hash: str | None = Field(description="sha256 over its files, hex.")
+    source_uri: str = Field(description="Where it came from.")
+    capabilities: list[str] = Field(description="Types of job that it can do.")
+    parameters_schema: dict[str, Any] = Field(
+        description="JSON Schema 2020-12 of `params`; `x-ui` helps to draw a form."
+    )
+    size_bytes: int = Field(description="Bytes of all its files.")
+    nodes: list[ModelNode] = Field(description="Nodes that hold it, verified.")
+    created_at: datetime = Field(description="When it was registered.")
+    updated_at: datetime = Field(description="When this description last changed.")
+    metadata: dict[str, Any] = Field(description="What else is known of it.")
 
 
 class ModelList(BaseModel):
     """Every model."""
 
-    items: list[Model]
-    next_cursor: str | None = None
+    items: list[Model] = Field(description="The models.")
+    next_cursor: str | None = Field(default=None, description="Always null: all are on one page.")
 
 
 class LogLine(BaseModel):
     """One event of a job; `seq` counts from 1 without gaps."""
 
-    seq: int
-    ts: datetime
-    code: str
-    job_id: uuid.UUID
-    step_id: uuid.UUID | None
-    attempt: int | None
-    level: str
-    payload: dict[str, Any]
+    seq: int = Field(description="Counts the job's events from 1, without gaps.")
+    ts: datetime = Field(description="When it happened.")
+    code: str = _one_of("What happened.", EventCode)
+    job_id: uuid.UUID = Field(description="The job.")
+    step_id: uuid.UUID | None = Field(description="The step, if it is about one.")
+    attempt: int | None = Field(description="The step's attempt.")
+    level: str = _one_of("How much it matters.", ("debug", "info", "warning", "error"))
+    payload: dict[str, Any] = Field(description="What the code says more about.")
 
 
 class Check(BaseModel):
     """One dependency: whether it answers, whether the service needs it, how long it took."""
 
-    ok: bool
-    required: bool
-    ms: int
-    message: str | None = None
+    ok: bool = Field(description="It answers.")
+    required: bool = Field(description="The service cannot work without it.")
+    ms: int = Field(description="Milliseconds that the check took.")
+    message: str | None = Field(default=None, description="What is wrong.")
 
 
 class Readiness(BaseModel):
     """`ok`, `degraded` when something that can be done without is away, `unavailable` when the service cannot work."""
 
-    status: Literal["ok", "degraded", "unavailable"]
-    checks: dict[str, Check]
+    status: Literal["ok", "degraded", "unavailable"] = Field(description="All of it in a word.")
+    checks: dict[str, Check] = Field(description="By dependency.")
+
+
+class ErrorBody(BaseModel):
+    """What went wrong."""
+
+    code: str = Field(description="Stable; what a program looks at.")
+    message: str = Field(description="A sentence for a person.")
+    details: dict[str, Any] = Field(default_factory=dict, description="What the code says more about.")
+    job_id: str | None = Field(default=None, description="The job that it is about.")
+    request_id: str = Field(description="Finds the request in the service's logs.")
+
+
+class ErrorEnvelope(BaseModel):
+    """Every error the service answers with."""
+
+    error: ErrorBody
 
 
 class Liveness(BaseModel):

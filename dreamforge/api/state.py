@@ -17,7 +17,8 @@ from dreamforge.store.models import ModelStore
 class ApiRules:
     """Settings of the API: what to do while Redis is away, bytes of a body, seconds of a presigned URL.
 
-    ``server_adds_request_id``: the server in front puts `X-Request-Id` on every answer.
+    ``server_adds_request_id``: the server in front puts `X-Request-Id` on every answer. ``allowed_hosts``: the names
+    that the service answers to, see ``dreamforge.api.hosts``.
     """
 
     redis_outage: Literal["accept", "reject"]
@@ -25,6 +26,7 @@ class ApiRules:
     presign_ttl: int
     heartbeat_seconds: float
     server_adds_request_id: bool = False
+    allowed_hosts: tuple[str, ...] = ("*",)
 
 
 class ApiState:

@@ -28,6 +28,7 @@ _SIZE = SizeRange(least=64, most=512, default=64)
 def install_if_empty(settings: Settings, database_url: str) -> str | None:
     """Install `sdxl-tiny` where no model is installed, and rebuild its files where they are gone.
 
+    One that an older version has registered is told anew: its parameters' schema is the one of the running code.
     Returns the notice to show when the built-in model is what jobs will find.
     """
     engine = open_engine(database_url, application="dreamforge-up", pool_size=1)
@@ -39,10 +40,13 @@ def install_if_empty(settings: Settings, database_url: str) -> str | None:
         folder = settings.models_root / "sdxl" / f"{NAME}@{VERSION}"
         if not (folder / DESCRIPTOR_NAME).is_file():
             _build(folder)
+        model = _registration(describe(folder), folder)
         if known is None:
-            registry.register(_registration(describe(folder), folder))
-        elif Path(known) != folder:
-            registry.move(name=NAME, version=VERSION, local_path=str(folder))
+            registry.register(model)
+        else:
+            registry.refresh(model)
+            if Path(known) != folder:
+                registry.move(name=NAME, version=VERSION, local_path=str(folder))
         return NOTICE
     finally:
         engine.dispose()

@@ -19,6 +19,11 @@ class Scheduler:
     a1111_schedule: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
+    @property
+    def title(self) -> str:
+        """What a person reads: sampler and schedule."""
+        return f"{self.a1111_sampler} {self.a1111_schedule or ''}".strip()
+
 
 _DPM = "DPMSolverMultistepScheduler"
 

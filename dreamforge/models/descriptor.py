@@ -51,63 +51,132 @@ class SizeRange:
 
 
 def sdxl_schema(*, size: SizeRange, default_steps: int) -> dict[str, Any]:
-    """The parameters of an SDXL model."""
+    """The parameters of an SDXL model.
+
+    Beside the keywords of JSON Schema 2020-12 each property has `x-ui`, for whoever draws a form: `group` (one of the
+    schema's own `x-ui.groups`) and `order`, `widget` (`textarea`, `text`, `slider`, `number`, `select`, `seed`), and
+    where they mean something `step`, `unit` and `advanced`. Choices are `oneOf` with a `const` and a `title` each.
+    """
+    properties = [
+        _property(
+            "prompt",
+            "Prompt",
+            "What to draw.",
+            **_TEXT,
+            examples=["a lighthouse at dawn"],
+            ui=_ui("prompt", "textarea"),
+        ),
+        _property(
+            "negative_prompt",
+            "Negative prompt",
+            "What to keep out of the image.",
+            **_TEXT,
+            default="",
+            examples=["blurry, text"],
+            ui=_ui("prompt", "textarea"),
+        ),
+        _edge("width", "Width", size),
+        _edge("height", "Height", size),
+        *_sampling(default_steps),
+        _choice("format", "File format", "What the image is saved as.", {"png": "PNG"}, ui=_ui("output", "select")),
+        _choice(
+            "preset",
+            "Preset",
+            "How to trade memory, speed and quality.",
+            {"balanced": "Balanced"},
+            ui=_ui("output", "select", advanced=True),
+        ),
+    ]
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "type": "object",
         "title": "SDXL",
+        "description": "Parameters of a Stable Diffusion XL model.",
         "required": ["prompt"],
         "additionalProperties": False,
         "properties": {
-            "prompt": _text("Prompt", "What to draw."),
-            "negative_prompt": {**_text("Negative prompt", "What to keep out of the image."), "default": ""},
-            "width": _edge("Width", size),
-            "height": _edge("Height", size),
-            "steps": _integer("Steps", "Denoising steps.", least=1, most=150, default=default_steps),
-            "guidance_scale": {
-                "type": "number",
-                "title": "Guidance scale",
-                "description": "How closely the image follows the prompt.",
-                "minimum": 0.0,
-                "maximum": 30.0,
-                "default": 6.5,
-            },
-            "scheduler": {
-                "type": "string",
-                "title": "Scheduler",
-                "description": "How noise is taken away, step by step.",
-                "enum": list(SCHEDULERS),
-                "default": "euler",
-            },
-            "seed": {
-                "type": ["integer", "null"],
-                "title": "Seed",
-                "description": "Image i is drawn with seed + i. Null: each image draws its own.",
-                "minimum": 0,
-                "maximum": 2**32 - 1,
-                "default": None,
-            },
-            "format": {"type": "string", "title": "File format", "enum": ["png"], "default": "png"},
-            "preset": {"type": "string", "title": "Preset", "enum": ["balanced"], "default": "balanced"},
+            name: {**rule, "x-ui": {**rule["x-ui"], "order": order}}
+            for order, (name, rule) in enumerate(properties, start=1)
         },
+        "x-ui": {"groups": [{"id": id, "title": title} for id, title in _GROUPS.items()]},
     }
 
 
-def _text(title: str, description: str) -> dict[str, Any]:
-    return {"type": "string", "title": title, "description": description, "maxLength": PROMPT_LENGTH}
+_GROUPS = {"prompt": "Prompt", "size": "Size", "sampling": "Sampling", "output": "Output"}
+_TEXT = {"type": "string", "maxLength": PROMPT_LENGTH}
+_Property = tuple[str, dict[str, Any]]
 
 
-def _integer(title: str, description: str, *, least: int, most: int, default: int) -> dict[str, Any]:
-    return {
-        "type": "integer",
-        "title": title,
-        "description": description,
-        "minimum": least,
-        "maximum": most,
-        "default": default,
-    }
+def _sampling(default_steps: int) -> list[_Property]:
+    return [
+        _property(
+            "steps",
+            "Steps",
+            "Denoising steps: more take longer and add detail.",
+            type="integer",
+            minimum=1,
+            maximum=150,
+            default=default_steps,
+            examples=[30],
+            ui=_ui("sampling", "slider", step=1),
+        ),
+        _property(
+            "guidance_scale",
+            "Guidance scale",
+            "How closely the image follows the prompt.",
+            type="number",
+            minimum=0.0,
+            maximum=30.0,
+            default=6.5,
+            examples=[6.5],
+            ui=_ui("sampling", "slider", step=0.5),
+        ),
+        _choice(
+            "scheduler",
+            "Scheduler",
+            "How noise is taken away, step by step.",
+            {name: scheduler.title for name, scheduler in SCHEDULERS.items()},
+            ui=_ui("sampling", "select", advanced=True),
+        ),
+        _property(
+            "seed",
+            "Seed",
+            "Image i of a job is drawn with seed + i. Null: each image draws its own.",
+            type=["integer", "null"],
+            minimum=0,
+            maximum=2**32 - 1,
+            default=None,
+            examples=[7],
+            ui=_ui("sampling", "seed", step=1),
+        ),
+    ]
 
 
-def _edge(title: str, size: SizeRange) -> dict[str, Any]:
-    rule = _integer(title, "Pixels, a multiple of 8.", least=size.least, most=size.most, default=size.default)
-    return {**rule, "multipleOf": 8}
+def _property(name: str, title: str, description: str, *, ui: dict[str, Any], **rule: Any) -> _Property:
+    return name, {"title": title, "description": description, **rule, "x-ui": ui}
+
+
+def _choice(name: str, title: str, description: str, choices: dict[str, str], *, ui: dict[str, Any]) -> _Property:
+    """One of several words, each with what a person reads. The first is the default."""
+    one_of = [{"const": value, "title": label} for value, label in choices.items()]
+    first = next(iter(choices))
+    return _property(name, title, description, type="string", oneOf=one_of, default=first, examples=[first], ui=ui)
+
+
+def _edge(name: str, title: str, size: SizeRange) -> _Property:
+    return _property(
+        name,
+        title,
+        "Pixels, a multiple of 8.",
+        type="integer",
+        minimum=size.least,
+        maximum=size.most,
+        multipleOf=8,
+        default=size.default,
+        examples=[size.default],
+        ui=_ui("size", "slider", step=8, unit="px"),
+    )
+
+
+def _ui(group: str, widget: str, **hints: Any) -> dict[str, Any]:
+    return {"group": group, "widget": widget, "advanced": False, **hints}

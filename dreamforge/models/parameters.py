@@ -1,6 +1,6 @@
 """A job's ``params`` against its model's schema: defaults filled in, everything else refused with path and reason."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jsonschema import Draft202012Validator
@@ -26,17 +26,23 @@ def resolve_parameters(params: Mapping[str, Any], schema: Mapping[str, Any]) -> 
     """The full parameters, in the schema's order. Raises ``InvalidRequest`` with every path and reason."""
     errors = sorted(_Validator(schema).iter_errors(params), key=lambda error: list(map(str, error.absolute_path)))
     if errors:
-        raise InvalidRequest(
-            "The parameters do not fit the model.",
-            details={"errors": [_described(error) for error in errors[:_MOST_ERRORS]]},
-        )
+        raise InvalidRequest("The parameters do not fit the model.", details={"errors": _described(errors)})
     rules: Mapping[str, Mapping[str, Any]] = schema["properties"]
     return {name: params.get(name, rule.get("default")) for name, rule in rules.items()}
 
 
-def _described(error: ValidationError) -> dict[str, str]:
-    path = ".".join(["params", *(str(part) for part in error.absolute_path)])
-    return {"path": path, "message": _reason(error)}
+def _described(errors: Iterable[ValidationError]) -> list[dict[str, str]]:
+    """Path and reason of each. What is of a wrong type breaks other rules too; only the type is told."""
+    reasons: dict[str, list[ValidationError]] = {}
+    for error in errors:
+        path = ".".join(["params", *(str(part)[:64] for part in error.absolute_path)])[:200]
+        reasons.setdefault(path, []).append(error)
+    described = [
+        {"path": path, "message": _reason(error)}
+        for path, found in reasons.items()
+        for error in ([error for error in found if error.validator == "type"] or found)
+    ]
+    return described[:_MOST_ERRORS]
 
 
 def _reason(error: ValidationError) -> str:
@@ -45,21 +51,27 @@ def _reason(error: ValidationError) -> str:
     schema: Any = error.schema
     given: Any = error.instance
     match error.validator:
-        case "minimum" | "exclusiveMinimum":
-            return f"must be at least {rule}"
-        case "maximum" | "exclusiveMaximum":
-            return f"must be at most {rule}"
-        case "multipleOf":
-            return f"must be a multiple of {rule}"
         case "enum":
             return f"must be one of: {', '.join(map(str, rule))}"
+        case "oneOf" if all("const" in choice for choice in rule):
+            return f"must be one of: {', '.join(str(choice['const']) for choice in rule)}"
         case "type":
             return f"must be of type {' or '.join(rule) if isinstance(rule, list) else rule}"
-        case "maxLength":
-            return f"must have at most {rule} characters"
         case "required":
             return f"misses {', '.join(name for name in rule if name not in given)}"
         case "additionalProperties":
             return f"knows only: {', '.join(schema['properties'])}"
         case other:
-            return f"breaks the rule {other}"
+            return _REASONS.get(str(other), f"breaks the rule {other}").format(rule)
+
+
+_REASONS = {
+    "minimum": "must be at least {}",
+    "maximum": "must be at most {}",
+    "exclusiveMinimum": "must be more than {}",
+    "exclusiveMaximum": "must be less than {}",
+    "multipleOf": "must be a multiple of {}",
+    "const": "must be {}",
+    "minLength": "must have at least {} characters",
+    "maxLength": "must have at most {} characters",
+}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Engine, and_, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from dreamforge.store.engine import database_errors, in_time
@@ -95,6 +95,46 @@ class ModelRegistry:
                 .values(local_path=local_path, updated_at=func.now())
             )
 
+    def refresh(self, new: NewModel) -> bool:
+        """Bring what a registered model says of itself up to date: schema, capabilities, metadata.
+
+        Its id, its files and what a person decided (enabled, default) stay. The model is the one of the same name,
+        version and source. True when something changed.
+        """
+        now_said = {
+            ModelRow.parameters_schema: new.parameters_schema,
+            ModelRow.capabilities: list(new.capabilities),
+            ModelRow.metadata_json: new.metadata,
+        }
+        differs = or_(*(column.is_distinct_from(value) for column, value in now_said.items()))
+        is_it = and_(ModelRow.name == new.name, ModelRow.version == new.version, ModelRow.source_uri == new.source_uri)
+        statement = update(ModelRow).where(is_it, differs).values({**now_said, ModelRow.updated_at: func.now()})
+        with database_errors(), self._engine.begin() as connection:
+            return connection.execute(statement.returning(ModelRow.id)).first() is not None
+
+
+@dataclass(frozen=True)
+class ModelFilter:
+    """Which models to list; None means all."""
+
+    kind: str | None = None
+    installed: bool | None = None
+    enabled: bool | None = None
+    capability: str | None = None
+
+    def conditions(self) -> list[ColumnElement[bool]]:
+        """The filter as SQL."""
+        conditions: list[ColumnElement[bool]] = []
+        if self.kind is not None:
+            conditions.append(ModelRow.kind == self.kind)
+        if self.installed is not None:
+            conditions.append(ModelRow.installed == self.installed)
+        if self.enabled is not None:
+            conditions.append(ModelRow.enabled == self.enabled)
+        if self.capability is not None:
+            conditions.append(ModelRow.capabilities.contains([self.capability]))
+        return conditions
+
 
 class ModelStore:
     """The registry, for the API."""
@@ -102,10 +142,12 @@ class ModelStore:
     def __init__(self, *, engine: AsyncEngine) -> None:
         self._sessions = async_sessionmaker(engine, expire_on_commit=False)
 
-    async def list(self) -> list[ModelRecord]:
-        """Every model, by name and version."""
+    async def list(self, wanted: ModelFilter | None = None) -> list[ModelRecord]:
+        """Models, by name and version."""
+        conditions = (wanted or ModelFilter()).conditions()
+        query = select(ModelRow).where(*conditions).order_by(ModelRow.name, ModelRow.version)
         async with in_time(), self._sessions() as session:
-            models = (await session.scalars(select(ModelRow).order_by(ModelRow.name, ModelRow.version))).all()
+            models = (await session.scalars(query)).all()
             nodes = (await session.scalars(select(ModelNodeRow).order_by(ModelNodeRow.node))).all()
         return [ModelRecord(model, [node for node in nodes if node.model_id == model.id]) for model in models]
 
@@ -115,6 +157,15 @@ class ModelStore:
         query = query.where(ModelRow.is_default if reference is None else _is_meant(reference))
         async with in_time(), self._sessions() as session:
             return await session.scalar(query)
+
+    async def record(self, reference: str) -> ModelRecord | None:
+        """What ``find`` finds, with the nodes that hold it."""
+        model = await self.find(reference)
+        if model is None:
+            return None
+        query = select(ModelNodeRow).where(ModelNodeRow.model_id == model.id).order_by(ModelNodeRow.node)
+        async with in_time(), self._sessions() as session:
+            return ModelRecord(model, (await session.scalars(query)).all())
 
     async def ids_of(self, reference: str) -> Sequence[uuid.UUID]:
         """The models of an id, of a name in all its versions, or of name@version."""

@@ -1,4 +1,4 @@
-"""The tiny model, built once, and a supervisor that works with it."""
+"""The tiny model, built once, a supervisor that works with it, and the application over real servers."""
 
 import subprocess
 import sys
@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, text
 
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.engine import open_engine
+from dreamforge.store.models import NewModel
 from tests.integration.bench import Bench
-from tests.integration.factories import Jobs
+from tests.integration.door import make_app
+from tests.integration.factories import Jobs, a_model
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +33,27 @@ def bench(database_url: str, object_store: ObjectStore, tiny_model: Path, tmp_pa
         connection.execute(text("TRUNCATE jobs, models CASCADE"))
     yield Bench(engine=engine, jobs=Jobs(database_url), store=object_store, model_path=tiny_model, folder=tmp_path)
     engine.dispose()
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """A database with no jobs, models and heartbeats in it yet."""
+    engine = open_engine(database_url, application="tests")
+    with engine.begin() as connection:
+        connection.execute(text("TRUNCATE jobs, models, heartbeats CASCADE"))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def model(engine: Engine) -> NewModel:
+    """The only model, and so the default one."""
+    return a_model(engine, name="tiny")
+
+
+@pytest.fixture
+def client(database_url: str, redis_url: str, object_store: ObjectStore, model: NewModel) -> Iterator[TestClient]:
+    """A client of the application."""
+    assert model
+    with TestClient(make_app(database_url, redis_url, object_store.blobs())) as client:
+        yield client

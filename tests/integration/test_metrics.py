@@ -1,0 +1,242 @@
+"""`/metrics` and `/readyz`: the same from every replica, and told without a database too."""
+
+import asyncio
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families
+from sqlalchemy import Engine, text
+
+from dreamforge.api import metrics, readiness
+from dreamforge.blobs import Blobs
+from dreamforge.embedded.object_store import ObjectStore
+from dreamforge.jobs.job import JobStatus, Lane, StepStatus
+from dreamforge.store.engine import open_async_engine
+from dreamforge.store.heartbeats import HeartbeatStore
+from dreamforge.store.models import NewModel
+from dreamforge.store.statistics import StatisticsStore
+from tests.integration.door import make_app
+from tests.integration.factories import Jobs, a_job
+from tests.relay import Relay
+from tests.service import wait_for
+
+Labels = frozenset[tuple[str, str]]
+
+
+def _figures(client: TestClient, **headers: str) -> dict[tuple[str, Labels], float]:
+    response = client.get("/metrics", headers=headers)
+    assert response.status_code == 200, response.text
+    assert response.headers["Content-Type"].startswith("text/plain; version=")
+    return _parsed(response.text, text_string_to_metric_families)
+
+
+def _parsed(told: str, parse: Callable[[str], Any]) -> dict[tuple[str, Labels], float]:
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in parse(told)
+        for sample in family.samples
+    }
+
+
+def _of(figures: dict[tuple[str, Labels], float], name: str, **labels: str) -> float:
+    return figures[name, frozenset(labels.items())]
+
+
+@pytest.fixture
+def busy(engine: Engine, model: NewModel, database_url: str) -> None:
+    """Three jobs: one waits for an hour, one for its retry, one has failed; an image; a dispatcher, and an old node."""
+    jobs = [a_job(model) for _ in range(3)]
+    for job in jobs:
+        Jobs(database_url).submit(job)
+    waiting, retrying, failed = jobs
+    beats = HeartbeatStore(engine=engine)
+    beats.beat(id="dispatcher:1", kind="dispatcher", node="head", info={"slots": 5})
+    beats.beat(id="dispatcher:0", kind="dispatcher", node="head", info={"slots": 3})
+    beats.beat(id="node:1", kind="node", node="10.0.0.7", info={"gpus": 2})
+    with engine.begin() as connection:
+        for statement, values in (
+            ("UPDATE jobs SET created_at = now() - interval '1 hour' WHERE id = :id", {"id": waiting.id}),
+            (
+                "UPDATE steps SET next_attempt_at = now() + interval '1 hour' WHERE job_id = :id",
+                {"id": retrying.id},
+            ),
+            ("UPDATE jobs SET status = 'failed' WHERE id = :id", {"id": failed.id}),
+            (
+                """UPDATE steps SET status = 'failed', error_json = '{"code": "oom"}' WHERE job_id = :id""",
+                {"id": failed.id},
+            ),
+            (
+                "INSERT INTO artifacts (id, job_id, step_id, item_index, attempt, format, width, height, seed, s3_key, "
+                "size_bytes, checksum, metadata_json) "
+                "VALUES (:a, :id, :step, 0, 1, 'png', 8, 8, 1, 'k', 5000000000, '', '{}')",
+                {"a": uuid.uuid4(), "id": failed.id, "step": failed.step_ids[0]},
+            ),
+            ("UPDATE heartbeats SET seen_at = now() - interval '100 s' WHERE id = 'dispatcher:0'", {}),
+            ("UPDATE heartbeats SET seen_at = now() - interval '200 s' WHERE kind = 'node'", {}),
+        ):
+            connection.execute(text(statement), values)
+
+
+@pytest.mark.usefixtures("busy")
+def test_the_figures_are_those_of_the_database(client: TestClient) -> None:
+    figures = _figures(client)
+    assert _of(figures, "dreamforge_database_up") == 1
+    assert {status: _of(figures, "dreamforge_jobs", status=status) for status in JobStatus} == {
+        **dict.fromkeys(JobStatus, 0),
+        "queued": 2,
+        "failed": 1,
+    }
+    assert _of(figures, "dreamforge_steps", lane="gpu", status="queued") == 2
+    assert _of(figures, "dreamforge_steps", lane="gpu", status="failed") == 1
+    assert _of(figures, "dreamforge_failed_steps", code="oom") == 1
+    assert _of(figures, "dreamforge_due_steps", lane="gpu") == 1
+    assert 3600 <= _of(figures, "dreamforge_oldest_due_step_age_seconds", lane="gpu") < 4200
+    assert _of(figures, "dreamforge_due_steps", lane="io") == 0
+    assert _of(figures, "dreamforge_oldest_due_step_age_seconds", lane="io") == 0
+    assert (_of(figures, "dreamforge_artifacts"), _of(figures, "dreamforge_artifacts_bytes")) == (1, 5e9)
+    assert _of(figures, "dreamforge_heartbeat_age_seconds", kind="dispatcher", node="head") < 90
+    assert _of(figures, "dreamforge_heartbeat_age_seconds", kind="node", node="10.0.0.7") >= 200
+    assert not [labels for name, labels in figures if name == "dreamforge_node_gpus"], "it is not alive"
+    assert len({(lane, status) for lane in Lane for status in StepStatus}) == len(
+        [name for name, _ in figures if name == "dreamforge_steps"]
+    )
+
+
+@pytest.mark.usefixtures("busy")
+def test_slots_are_told_of_what_is_alive(
+    database_url: str, redis_url: str, object_store: ObjectStore, model: NewModel
+) -> None:
+    assert model
+    # Whatever the machine does meanwhile, ten minutes will do.
+    app = make_app(database_url, redis_url, object_store.blobs(), heartbeat_seconds=600 / 3)
+    with TestClient(app) as client:
+        figures = _figures(client)
+    assert _of(figures, "dreamforge_dispatcher_slots", node="head") == 5, "of two, the one that was seen last"
+    assert _of(figures, "dreamforge_node_gpus", node="10.0.0.7") == 2
+
+
+def test_names_follow_the_conventions(client: TestClient) -> None:
+    told = client.get("/metrics").text
+    for family in text_string_to_metric_families(told):
+        assert family.name.startswith("dreamforge_")
+        assert family.documentation
+        assert family.type == "gauge", "what can go down is no counter"
+        assert not family.name.endswith("_total")
+
+
+def test_openmetrics_is_spoken_to_who_accepts_it(client: TestClient) -> None:
+    accept = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
+    response = client.get("/metrics", headers={"Accept": accept})
+    assert response.headers["Content-Type"].startswith("application/openmetrics-text; version=1.0.0")
+    assert _of(_parsed(response.text, parse_openmetrics), "dreamforge_database_up") == 1
+    assert _figures(client, Accept="*/*")
+
+
+def test_without_a_database_the_figures_are_missing_and_that_is_told(redis_url: str, object_store: ObjectStore) -> None:
+    nowhere = "postgresql://u:p@127.0.0.1:1/d"
+    with TestClient(make_app(nowhere, redis_url, object_store.blobs())) as client:
+        figures = _figures(client)
+    assert _of(figures, "dreamforge_database_up") == 0
+    assert {name for name, _ in figures} == {"dreamforge_database_up", "dreamforge_build_info"}
+
+
+def test_a_database_that_freezes_holds_no_scrape_up(
+    database_url: str,
+    redis_url: str,
+    object_store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(metrics, "PATIENCE", 0.5)
+    monkeypatch.setattr(metrics, "LIVE_SECONDS", 0.0)
+    with (
+        Relay.before(database_url) as relay,
+        TestClient(make_app(relay.moved(database_url), redis_url, object_store.blobs())) as client,
+    ):
+        assert _of(_figures(client), "dreamforge_database_up") == 1
+        with relay.frozen():
+            for _ in range(3):
+                assert _of(_figures(client), "dreamforge_database_up") == 0
+        wait_for(lambda: _of(_figures(client), "dreamforge_database_up") == 1, what="the figures' return")
+
+
+@pytest.mark.usefixtures("busy")
+def test_readiness_says_since_when_somebody_is_missing(client: TestClient) -> None:
+    checks = client.get("/readyz").json()["checks"]
+    assert checks["dispatcher"]["ok"]
+    assert checks["gpu_nodes"]["message"].startswith("No GPU node is up. The last one was seen 2")
+
+
+def test_readiness_is_told_in_time_whatever_freezes(
+    database_url: str, redis_url: str, object_store: ObjectStore, model: NewModel
+) -> None:
+    assert model
+    with (
+        Relay.before(database_url) as database,
+        Relay.before(redis_url) as redis,
+        TestClient(
+            make_app(database.moved(database_url), redis.moved(redis_url), object_store.blobs(), redis_outage="reject")
+        ) as client,
+    ):
+        assert client.get("/readyz").status_code == 200
+        for frozen, name in ((database, "postgres"), (redis, "redis")):
+            with frozen.frozen():
+                response = client.get("/readyz")
+                assert response.status_code == 503
+                assert int(response.headers["Retry-After"]) > 0
+                assert response.json()["status"] == "unavailable"
+                check = response.json()["checks"][name]
+                assert (check["ok"], check["required"]) == (False, True)
+                assert check["message"]
+
+
+def test_probes_do_not_pile_up_behind_a_server_that_hangs(
+    database_url: str, redis_url: str, object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readiness, "CHECK_SECONDS", 0.05)
+    with Relay.before(object_store.endpoint) as relay:
+        blobs = Blobs(replace(object_store.settings(), endpoint=f"http://127.0.0.1:{relay.port}"))
+        asking, most, ping = 0, 0, blobs.ping
+
+        def counted() -> None:
+            nonlocal asking, most
+            asking += 1
+            most = max(most, asking)
+            try:
+                ping()
+            finally:
+                asking -= 1
+
+        monkeypatch.setattr(blobs, "ping", counted)
+        with TestClient(make_app(database_url, redis_url, blobs)) as client, relay.frozen():
+            for _ in range(20):
+                assert client.get("/readyz").json()["checks"]["s3"]["ok"] is False
+    assert most == 1
+
+
+def test_however_many_scrape_the_database_is_asked_once(database_url: str, engine: Engine) -> None:
+    assert engine
+    counted: list[str] = []
+
+    class Counting(StatisticsStore):
+        async def live(self) -> Any:
+            counted.append("live")
+            return await super().live()
+
+        async def totals(self) -> Any:
+            counted.append("totals")
+            return await super().totals()
+
+    async def scrape() -> None:
+        figures = open_async_engine(database_url, application="tests")
+        replica = metrics.Metrics(Counting(engine=figures), alive_seconds=15.0)
+        told = await asyncio.gather(*(replica.exposition("") for _ in range(20)))
+        assert len(set(told)) == 1
+        await figures.dispose()
+
+    asyncio.run(scrape())
+    assert sorted(counted) == ["live", "totals"]

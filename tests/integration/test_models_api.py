@@ -1,0 +1,140 @@
+"""`/v1/models` over a real Postgres, and how an upgrade tells the built-in model anew."""
+
+import shutil
+import uuid
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from jsonschema import Draft202012Validator
+from sqlalchemy import Engine, text
+
+from dreamforge.embedded import builtin
+from dreamforge.settings import Settings
+from dreamforge.store.models import NewModel
+from tests.integration.door import assert_envelope
+from tests.integration.factories import SCHEMA, a_model
+
+
+def _names(client: TestClient, query: str) -> list[str]:
+    response = client.get(f"/v1/models?{query}")
+    assert response.status_code == 200, response.text
+    assert response.json()["next_cursor"] is None
+    return [f"{model['name']}@{model['version']}" for model in response.json()["items"]]
+
+
+@pytest.fixture
+def three(engine: Engine, model: NewModel) -> NewModel:
+    """Beside `tiny@1`: one that is switched off, and one of another kind whose files are not there."""
+    off = a_model(engine, name="tiny", version="2")
+    gone = a_model(engine, name="flux", kind="flux", capabilities=("upscale", "generate"))
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE models SET enabled = false WHERE id = :id"), {"id": off.id})
+        connection.execute(text("UPDATE models SET installed = false WHERE id = :id"), {"id": gone.id})
+        connection.execute(text("INSERT INTO model_nodes (model_id, node) VALUES (:id, 'gpu-1')"), {"id": model.id})
+    return model
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("", ["flux@1", "tiny@1", "tiny@2"]),
+        ("kind=sdxl", ["tiny@1", "tiny@2"]),
+        ("kind=nothing", []),
+        ("installed=true", ["tiny@1", "tiny@2"]),
+        ("installed=false", ["flux@1"]),
+        ("enabled=false", ["tiny@2"]),
+        ("enabled=1&installed=1", ["tiny@1"]),
+        ("capability=upscale", ["flux@1"]),
+        ("capability=generate&kind=sdxl&enabled=true&installed=true", ["tiny@1"]),
+        ("capability=gener", []),
+    ],
+)
+def test_models_are_listed_by_filters(client: TestClient, three: NewModel, query: str, expected: list[str]) -> None:
+    assert three
+    assert _names(client, query) == expected
+
+
+@pytest.mark.parametrize("query", ["installed=maybe", "enabled=", "kind=", "kind=%00", f"capability={'x' * 201}"])
+def test_a_filter_that_makes_no_sense_is_refused(client: TestClient, query: str) -> None:
+    error = assert_envelope(client.get(f"/v1/models?{query}"), 422, "invalid_request")
+    (described,) = error["details"]["errors"]
+    assert described["path"] == f"query.{query.partition('=')[0]}"
+
+
+def test_one_model_is_the_same_as_in_the_list(client: TestClient, three: NewModel) -> None:
+    one = client.get(f"/v1/models/{three.id}").json()
+    assert one in client.get("/v1/models").json()["items"]
+    assert (one["name"], one["default"], one["nodes"][0]["node"]) == ("tiny", True, "gpu-1")
+    Draft202012Validator.check_schema(one["parameters_schema"])
+    assert one["parameters_schema"] == SCHEMA
+
+
+def test_a_model_has_a_name_too(client: TestClient, three: NewModel) -> None:
+    assert client.get("/v1/models/tiny@1").json()["id"] == str(three.id)
+    assert client.get("/v1/models/tiny").json()["version"] == "2", "the newest version"
+    assert client.get(f"/v1/models/{str(three.id).upper()}").json()["id"] == str(three.id)
+
+
+@pytest.mark.parametrize("unknown", [str(uuid.uuid4()), "nobody", "tiny@9", "tiny@", "%00", "x" * 201, "%ff", "@"])
+def test_an_unknown_model_is_not_found(client: TestClient, unknown: str) -> None:
+    assert_envelope(client.get(f"/v1/models/{unknown}"), 404, "not_found")
+
+
+@pytest.mark.parametrize("path", ["/v1/models", "/v1/models/tiny"])
+def test_who_has_it_already_is_told_so(client: TestClient, engine: Engine, path: str) -> None:
+    first = client.get(path)
+    tag = first.headers["ETag"]
+    assert tag.startswith('"'), "a strong one"
+    assert client.get(path).headers["ETag"] == tag
+    for known in (tag, f"W/{tag}", f'"other", {tag}', f'W/"a,b" , "", W/{tag}', "*"):
+        answer = client.get(path, headers={"If-None-Match": known})
+        assert (answer.status_code, answer.content) == (304, b""), known
+        assert answer.headers["ETag"] == tag
+        assert answer.headers["X-Request-Id"]
+    two = client.get(path, headers=[("If-None-Match", '"other"'), ("If-None-Match", tag)])
+    assert two.status_code == 304
+    for unknown in ('"other"', "", tag.strip('"'), f"{tag[:-1]}", f"x{tag}", '"*"', f'"other" {tag}'):
+        assert client.get(path, headers={"If-None-Match": unknown}).status_code == 200, unknown
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE models SET enabled = false"))
+    changed = client.get(path, headers={"If-None-Match": tag})
+    assert changed.status_code == 200
+    assert changed.headers["ETag"] != tag
+
+
+def _described(engine: Engine) -> tuple[object, ...]:
+    with engine.begin() as connection:
+        query = "SELECT parameters_schema, metadata_json, is_default, enabled, id, updated_at FROM models"
+        return tuple(connection.execute(text(query)).one())
+
+
+def test_an_upgrade_tells_the_built_in_model_anew(
+    engine: Engine, database_url: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "models" / "sdxl" / "sdxl-tiny@1"
+    shutil.copytree(tiny_model, folder)
+    (folder / "descriptor.json").write_text("{}")
+    settings = Settings(data_dir=tmp_path, models_dir=tmp_path / "models")
+    assert builtin.install_if_empty(settings, database_url) == builtin.NOTICE
+    new = _described(engine)
+    assert builtin.install_if_empty(settings, database_url) == builtin.NOTICE
+    assert _described(engine) == new, "nothing is written when nothing has changed"
+    with engine.begin() as connection:
+        connection.execute(text("""UPDATE models SET parameters_schema = '{"old": 1}', enabled = false"""))
+    builtin.install_if_empty(settings, database_url)
+    schema, metadata, is_default, enabled, identity, updated_at = _described(engine)
+    assert (schema, metadata, is_default, identity) == (new[0], new[1], new[2], new[4])
+    assert enabled is False, "what a person decided stays"
+    assert updated_at != new[5]
+
+
+def test_a_model_of_the_same_name_from_elsewhere_is_left_alone(
+    engine: Engine, database_url: str, tiny_model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "models" / "sdxl" / "sdxl-tiny@1"
+    shutil.copytree(tiny_model, folder)
+    (folder / "descriptor.json").write_text("{}")
+    a_model(engine, name="sdxl-tiny", source_uri="file:/elsewhere", parameters_schema={"own": 1})
+    builtin.install_if_empty(Settings(data_dir=tmp_path, models_dir=tmp_path / "models"), database_url)
+    assert _described(engine)[0] == {"own": 1}
