@@ -8,6 +8,8 @@
     │   ├── ModelDisabled               model_disabled
     │   ├── ModelIncompatible           model_incompatible
     │   ├── NotFound                    not_found
+    │   ├── Conflict                    conflict
+    │   ├── IdempotencyKeyReused        idempotency_key_reused
     │   └── BodyTooLarge                body_too_large
     ├── Unavailable                     a dependency is away
     │   ├── DatabaseUnavailable         database_unavailable
@@ -87,6 +89,18 @@ class NotFound(RequestError):
     """There is nothing here with this id."""
 
     code = "not_found"
+
+
+class Conflict(RequestError):
+    """The state of the job does not allow this."""
+
+    code = "conflict"
+
+
+class IdempotencyKeyReused(RequestError):
+    """This Idempotency-Key came with another body before: use a new key for a new job."""
+
+    code = "idempotency_key_reused"
 
 
 class BodyTooLarge(RequestError):

@@ -63,6 +63,9 @@ class Settings(BaseSettings):
     max_body: int = Field(default=1_048_576, ge=1024)
     """Bytes of a request body."""
 
+    idempotency_ttl: int = Field(default=86_400, ge=1, le=31_536_000)
+    """Seconds for which an Idempotency-Key stands for the job it made."""
+
     lease_seconds: float = Field(default=30.0, gt=0)
     lease_renew_seconds: float = Field(default=5.0, gt=0)
     heartbeat_seconds: float = Field(default=5.0, gt=0)

@@ -24,6 +24,8 @@ STATUS_OF_CODE: dict[str, int] = {
     "model_disabled": 422,
     "model_incompatible": 422,
     "not_found": 404,
+    "conflict": 409,
+    "idempotency_key_reused": 422,
     "body_too_large": 413,
     "database_unavailable": 503,
     "queue_unavailable": 503,

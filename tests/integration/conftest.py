@@ -1,4 +1,4 @@
-"""The tiny model, built once, and a supervisor that works with it."""
+"""The tiny model, built once, a supervisor that works with it, and the API over real servers."""
 
 import subprocess
 import sys
@@ -6,12 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from fastapi.testclient import TestClient
+from sqlalchemy import Engine, text
 
+from dreamforge.api.app import create_app
+from dreamforge.api.state import ApiState
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.engine import open_engine
+from dreamforge.store.models import NewModel
 from tests.integration.bench import Bench
-from tests.integration.factories import Jobs
+from tests.integration.factories import Jobs, a_model, api_state
 
 
 @pytest.fixture(scope="session")
@@ -30,3 +34,39 @@ def bench(database_url: str, object_store: ObjectStore, tiny_model: Path, tmp_pa
         connection.execute(text("TRUNCATE jobs, models CASCADE"))
     yield Bench(engine=engine, jobs=Jobs(database_url), store=object_store, model_path=tiny_model, folder=tmp_path)
     engine.dispose()
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[Engine]:
+    """The module's database, with no jobs and no models."""
+    engine = open_engine(database_url, application="tests", pool_size=12)
+    with engine.begin() as connection:
+        connection.execute(text("TRUNCATE jobs, models CASCADE"))
+    yield engine
+    engine.dispose()
+
+
+@pytest.fixture
+def jobs(database_url: str) -> Jobs:
+    """The API's store."""
+    return Jobs(database_url)
+
+
+@pytest.fixture
+def model(engine: Engine) -> NewModel:
+    """The one model there is."""
+    return a_model(engine, name="tiny")
+
+
+@pytest.fixture
+def state(database_url: str, redis_url: str, object_store: ObjectStore) -> ApiState:
+    """What one replica's routes work with."""
+    return api_state(database_url, redis_url, object_store.blobs())
+
+
+@pytest.fixture
+def client(state: ApiState, model: NewModel) -> Iterator[TestClient]:
+    """One replica, without a server around it."""
+    assert model
+    with TestClient(create_app(state), follow_redirects=False) as client:
+        yield client

@@ -134,7 +134,7 @@ def test_two_thousand_jobs_are_paged_once_each_while_others_are_added(
     assert len(paged[1]) == len(set(paged[1])) > len(expected)
 
 
-def test_a_page_is_read_in_three_statements(state: ApiState, client: TestClient, model: NewModel, jobs: Jobs) -> None:
+def test_a_page_is_read_in_four_statements(state: ApiState, client: TestClient, model: NewModel, jobs: Jobs) -> None:
     for _ in range(30):
         jobs.submit(a_job(model, count=3))
     statements: list[str] = []
@@ -147,7 +147,8 @@ def test_a_page_is_read_in_three_statements(state: ApiState, client: TestClient,
     assert len(page["items"]) == 20
     assert {job["progress"]["items_total"] for job in page["items"]} == {3}
     assert [len(job["steps"]) for job in page["items"]] == [1] * 20
-    assert len(statements) == 3, statements
+    assert [job["progress"]["queue_position"] for job in page["items"]] == list(range(30, 10, -1))
+    assert len(statements) == 4, statements
 
 
 def test_the_index_answers_a_page_far_down(engine: Engine, model: NewModel) -> None:
