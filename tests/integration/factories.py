@@ -7,6 +7,7 @@ import threading
 import uuid
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import httpx2
@@ -17,6 +18,7 @@ from uuid6 import uuid7
 from dreamforge.api.app import create_app
 from dreamforge.api.state import ApiRules, ApiState
 from dreamforge.blobs import Blobs
+from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.embedded.ports import free_port
 from dreamforge.errors import DreamForgeError
 from dreamforge.jobs.cancellation import CancelAnswer
@@ -36,6 +38,7 @@ from dreamforge.store.jobs import JobPage, JobRecord, JobStore, NewJob
 from dreamforge.store.listing import JobFilter, JobPlace
 from dreamforge.store.models import ModelRegistry, NewModel, NewModelFile
 from dreamforge.store.retrying import QueuedStep
+from tests.relay import Relay
 from tests.service import wait_for
 
 _Result = TypeVar("_Result")
@@ -85,6 +88,11 @@ def a_job(model: NewModel, *, count: int = 1, priority: Priority = Priority.NORM
 def claim(engine: Engine, *, lease_seconds: float = 30.0) -> Claim | None:
     """Claim the best due step."""
     return ClaimStore(engine=engine).claim(lane=Lane.GPU, lease_token=uuid.uuid4(), lease_seconds=lease_seconds)
+
+
+def blobs_behind(relay: Relay, store: ObjectStore, *, read_timeout: float = 60.0) -> Blobs:
+    """The store's bucket by way of a relay; presigned URLs lead to the store itself."""
+    return Blobs(replace(store.settings(), endpoint=f"http://127.0.0.1:{relay.port}"), read_timeout=read_timeout)
 
 
 def claimed(engine: Engine) -> Claim:
