@@ -147,7 +147,9 @@ class _Drawing:
         """
         try:
             job = submit()
-        except (KeyboardInterrupt, ClientError):
+        except (KeyboardInterrupt, ClientError) as error:
+            if isinstance(error, ClientError) and not error.is_passing:
+                raise
             self._console.print("It is not known whether there is a job. See: dreamforge jobs list")
             return EXIT_INTERRUPTED
         if may_ask:

@@ -19,7 +19,7 @@ RECENT_JOBS = 200
 SAMPLES_PER_STEP = 5
 """Images of one step that are looked at, the last ones: the first may have met a cold GPU."""
 
-_ETA = text(
+ETA = text(
     """
     WITH wanted AS MATERIALIZED (
         SELECT id, model_id, params_json->'width' AS width, params_json->'height' AS height,
@@ -78,5 +78,5 @@ async def eta_seconds(session: AsyncSession, job_ids: Collection[uuid.UUID]) -> 
     if not job_ids:
         return {}
     values = {"job_ids": list(job_ids), "recent_jobs": RECENT_JOBS, "samples": SAMPLES_PER_STEP}
-    rows = await session.execute(_ETA, values)
+    rows = await session.execute(ETA, values)
     return {row.id: row.seconds for row in rows if row.seconds is not None}

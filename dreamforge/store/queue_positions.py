@@ -12,7 +12,7 @@ FARTHEST = 1000
 """Places that are told. A job farther back has none yet, so that a long line costs no more than a short one."""
 
 # The order is that of _CLAIM in claims.py and of the index ix_jobs_claim_order.
-_PLACES = text(
+PLACES = text(
     """
     SELECT id, place FROM (
         SELECT jobs.id, row_number() OVER (
@@ -35,4 +35,4 @@ async def queue_positions(session: AsyncSession, job_ids: Collection[uuid.UUID])
     if not job_ids:
         return {}
     values = {"lane": Lane.GPU, "farthest": FARTHEST, "job_ids": list(job_ids)}
-    return {row.id: row.place for row in await session.execute(_PLACES, values)}
+    return {row.id: row.place for row in await session.execute(PLACES, values)}
