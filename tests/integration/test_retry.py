@@ -1,6 +1,7 @@
 """`POST /v1/jobs/{id}/retry`: a job that failed or was cancelled is queued again and keeps what it has."""
 
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from fastapi.testclient import TestClient
@@ -31,6 +32,7 @@ from tests.integration.factories import (
     claimed,
     finish,
     refusal,
+    wait_for_lock,
 )
 
 
@@ -194,6 +196,23 @@ def test_of_two_retries_at_once_one_counts(jobs: Jobs, model: NewModel) -> None:
         codes = [event.code for event in jobs.events(new.id)]
         assert codes.count("job.queued") == 2
         jobs.cancel(new.id)
+
+
+def test_a_retry_waits_for_whoever_holds_the_job_and_sees_what_became_of_it(
+    engine: Engine, jobs: Jobs, model: NewModel
+) -> None:
+    new = a_job(model)
+    jobs.submit(new)
+    jobs.cancel(new.id)
+    with ThreadPoolExecutor(1) as pool, engine.connect() as holding:
+        holding.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": new.id})
+        retried = pool.submit(at_once, lambda: jobs.retry(new.id))
+        wait_for_lock(engine)
+        holding.execute(text("UPDATE jobs SET status = 'succeeded' WHERE id = :id"), {"id": new.id})
+        holding.commit()
+        (answer,) = retried.result()
+    assert isinstance(answer, Conflict)
+    assert answer.details == {"status": "succeeded"}
 
 
 def test_a_retry_and_a_delete_at_once_leave_a_whole_job_or_none(jobs: Jobs, model: NewModel) -> None:
