@@ -126,7 +126,7 @@ def test_a_long_queue_is_counted_so_far_and_by_its_index(engine: Engine, jobs: J
             {"model": model.id},
         )
         connection.execute(text("ANALYZE jobs, steps"))
-        query = f"EXPLAIN {queue_positions._PLACES.text}"
+        query = f"EXPLAIN {queue_positions.PLACES.text}"
         for name, value in (("lane", "'gpu'"), ("farthest", "1000"), ("job_ids", f"ARRAY['{uuid.uuid4()}'::uuid]")):
             query = query.replace(f":{name}", value)
         plan = "\n".join(connection.exec_driver_sql(query).scalars())
@@ -261,7 +261,7 @@ def test_the_measurements_are_found_by_indices(engine: Engine, model: NewModel) 
             {"model": model.id, "params": json.dumps(_KIND)},
         )
         connection.execute(text("ANALYZE jobs, steps, items"))
-        query = f"EXPLAIN {eta._ETA.text}"
+        query = f"EXPLAIN {eta.ETA.text}"
         values = {"recent_jobs": "200", "samples": "5", "job_ids": f"ARRAY['{uuid.uuid4()}'::uuid]"}
         for name, value in values.items():
             query = query.replace(f":{name}", value)
