@@ -63,6 +63,7 @@ def build_app(*, database_connections: int = 10) -> FastAPI:
                 max_body=settings.max_body,
                 presign_ttl=settings.presign_ttl,
                 heartbeat_seconds=settings.heartbeat_seconds,
+                idempotency_ttl=settings.idempotency_ttl,
                 server_adds_request_id=True,
                 allowed_hosts=(*names_of_this_machine(settings.host), *settings.allowed_hosts),
             ),

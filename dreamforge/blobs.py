@@ -1,9 +1,10 @@
 """Objects in S3: the bytes of images. Any store that speaks S3 with SigV4 will do."""
 
+import contextlib
 import io
 import re
 import uuid
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -14,11 +15,14 @@ import urllib3
 from minio import Minio
 from minio.error import InvalidResponseError, MinioException, S3Error, ServerError
 from urllib3.exceptions import HTTPError
+from urllib3.response import BaseHTTPResponse
 
 from dreamforge.errors import StorageUnavailable
 
 _CONNECT_TIMEOUT = 2.0
 _PING_TIMEOUT = 2.0
+_REQUEST_TIMEOUT = 10.0
+"""Seconds that a client's request waits for the store's next bytes."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,25 @@ def _client(settings: BlobSettings, endpoint: str, *, read_timeout: float) -> Mi
     )
 
 
+class Blob:
+    """An object that is being read; ``size`` in bytes. Close it: it holds a connection."""
+
+    def __init__(self, answer: BaseHTTPResponse) -> None:
+        self._answer = answer
+        self.size = int(answer.headers.get("Content-Length") or -1)
+
+    def read(self, most: int) -> bytes:
+        """The next bytes, at most so many; none at the end. Raises ``StorageUnavailable`` when the store goes away."""
+        with _storage_errors():
+            return self._answer.read(most)
+
+    def close(self) -> None:
+        """Give the connection back: to be used again when everything was read, else closed."""
+        with contextlib.suppress(HTTPError, OSError, ValueError):
+            self._answer.close()
+        self._answer.release_conn()
+
+
 class Blobs:
     """One private bucket. Raises ``StorageUnavailable`` when the store is away or refuses."""
 
@@ -86,6 +109,7 @@ class Blobs:
         self._client = _client(settings, settings.endpoint, read_timeout=read_timeout)
         # A presigned URL signs the host, so it is made for the address that clients use.
         self._public = _client(settings, settings.public_endpoint, read_timeout=read_timeout)
+        self._asked = _client(settings, settings.endpoint, read_timeout=min(read_timeout, _REQUEST_TIMEOUT))
         self._pinged = _client(settings, settings.endpoint, read_timeout=min(read_timeout, _PING_TIMEOUT))
 
     def ensure_bucket(self) -> None:
@@ -98,6 +122,17 @@ class Blobs:
         """Store an object, whole."""
         with _storage_errors():
             self._client.put_object(self._bucket, key, io.BytesIO(data), length=len(data), content_type=content_type)
+
+    def open(self, key: str) -> Blob:
+        """Begin to read an object; the caller closes it."""
+        with _storage_errors():
+            return Blob(self._asked.get_object(self._bucket, key))
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove objects; one that is not there is no trouble. Ends at the first that the store does not remove."""
+        with _storage_errors():
+            for key in keys:
+                self._asked.remove_object(self._bucket, key)
 
     def presign(self, key: str, *, ttl: int, content_type: str, filename: str) -> str:
         """A URL that reads the object for ``ttl`` seconds, without asking the store."""

@@ -70,6 +70,9 @@ class Settings(BaseSettings):
     """Host names, with commas between, that the API answers to beside this machine's own and every address.
     `*.example.org` is every name below it; `*` lets every name in, and with it pages that rebind theirs."""
 
+    idempotency_ttl: int = Field(default=86_400, ge=1, le=31_536_000)
+    """Seconds for which an Idempotency-Key stands for the job it made."""
+
     lease_seconds: float = Field(default=30.0, gt=0)
     lease_renew_seconds: float = Field(default=5.0, gt=0)
     heartbeat_seconds: float = Field(default=5.0, gt=0)

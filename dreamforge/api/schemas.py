@@ -72,7 +72,11 @@ class JobError(BaseModel):
 
 
 class JobProgress(BaseModel):
-    """How far the job is: `fraction` in 0..1; `eta_seconds` and `queue_position` are null where nothing is known."""
+    """How far the job is: `fraction` in 0..1.
+
+    `queue_position`, from 1, is told of the first thousand jobs that wait for a GPU. `eta_seconds` is told of a running
+    job once images like its own were measured: the time of drawing what is left.
+    """
 
     fraction: float = Field(description="0 to 1; never goes down.")
     items_done: int = Field(description="Images that are finished.")

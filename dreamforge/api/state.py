@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from dreamforge.api.waiting import JobEnds
 from dreamforge.blobs import Blobs
 from dreamforge.jobs.job import Lane
 from dreamforge.queue import TicketQueue, connect
@@ -17,14 +18,16 @@ from dreamforge.store.models import ModelStore
 class ApiRules:
     """Settings of the API: what to do while Redis is away, bytes of a body, seconds of a presigned URL.
 
-    ``server_adds_request_id``: the server in front puts `X-Request-Id` on every answer. ``allowed_hosts``: the names
-    that the service answers to, see ``dreamforge.api.hosts``.
+    ``idempotency_ttl``: seconds for which an Idempotency-Key stands for its job. ``server_adds_request_id``: the server
+    in front puts `X-Request-Id` on every answer. ``allowed_hosts``: the names that the service answers to, see
+    ``dreamforge.api.hosts``.
     """
 
     redis_outage: Literal["accept", "reject"]
     max_body: int
     presign_ttl: int
     heartbeat_seconds: float
+    idempotency_ttl: int = 86_400
     server_adds_request_id: bool = False
     allowed_hosts: tuple[str, ...] = ("*",)
 
@@ -37,6 +40,7 @@ class ApiState:
         self.blobs = blobs
         self.rules = rules
         self.jobs = JobStore(engine=engine)
+        self.job_ends = JobEnds(jobs=self.jobs)
         self.models = ModelStore(engine=engine)
         self._redis = connect(redis_url)
         self.tickets = {lane: TicketQueue(redis=self._redis, lane=lane) for lane in Lane}

@@ -1,7 +1,9 @@
-"""From a request to a job in Postgres and a ticket in the queue."""
+"""From a request to a job in Postgres and a ticket in the queue; the same for a job that is queued again."""
 
 import asyncio
 import logging
+import uuid
+from dataclasses import dataclass
 
 from uuid6 import uuid7
 
@@ -13,19 +15,56 @@ from dreamforge.jobs.job import JobType, Lane, Priority
 from dreamforge.jobs.plan import plan
 from dreamforge.models.parameters import resolve_parameters
 from dreamforge.queue import Ticket
+from dreamforge.store.idempotency import IdempotencyKey
 from dreamforge.store.jobs import JobRecord, NewJob
 
 log = logging.getLogger(__name__)
 
 
-async def submit_job(request: CreateJob, state: ApiState, *, request_id: str) -> JobRecord:
-    """Validate, write, ring the bell. Raises the error that the client should see."""
-    if state.rules.redis_outage == "reject":
-        await asyncio.to_thread(state.tickets[Lane.GPU].ping)
+@dataclass(frozen=True)
+class Submitted:
+    """The job of a request. ``is_replay``: an earlier request with the same key made it."""
+
+    record: JobRecord
+    is_replay: bool
+
+
+async def submit_job(
+    request: CreateJob, state: ApiState, *, request_id: str, key: IdempotencyKey | None = None
+) -> Submitted:
+    """Validate, write, ring the bell; or find what the key stands for. Raises the error that the client should see."""
+    # First of all: a replay needs neither Redis nor a model that may be gone by now.
+    if key is not None and (earlier := await state.jobs.replay(key)) is not None:
+        return Submitted(earlier, is_replay=True)
+    await _require_queue(state)
+    new = await _new_job(request, state, request_id=request_id, key=key)
+    record = await state.jobs.submit(new)
+    if record.job.id != new.id:
+        return Submitted(record, is_replay=True)
+    first = new.steps[0]
+    ticket = Ticket(step_id=str(new.step_ids[0]), job_id=str(new.id), step=first.name, attempt=0, request_id=request_id)
+    await _ring(ticket, first.lane, state)
+    return Submitted(record, is_replay=False)
+
+
+async def retry_job(job_id: uuid.UUID, state: ApiState, *, request_id: str) -> bool:
+    """Queue the job again, ring the bell. False when there is no such job; raises ``Conflict``."""
+    await _require_queue(state)
+    step = await state.jobs.retry(job_id)
+    if step is None:
+        return False
+    ticket = Ticket(
+        step_id=str(step.id), job_id=str(job_id), step=step.name, attempt=step.attempt, request_id=request_id
+    )
+    await _ring(ticket, step.lane, state)
+    return True
+
+
+async def _new_job(request: CreateJob, state: ApiState, *, request_id: str, key: IdempotencyKey | None) -> NewJob:
     job_type = JobType(request.type)
     model = await usable_model(request.model_id, job_type, state)
     steps = plan(job_type, count=request.count)
-    new = NewJob(
+    return NewJob(
         id=uuid7(),
         type=job_type,
         priority=Priority(request.priority),
@@ -37,20 +76,18 @@ async def submit_job(request: CreateJob, state: ApiState, *, request_id: str) ->
         request_id=request_id,
         steps=steps,
         step_ids=tuple(uuid7() for _ in steps),
+        key=key,
     )
-    await state.jobs.submit(new)
-    await _ring(new, state)
-    record = await state.jobs.find(new.id)
-    if record is None:
-        raise RuntimeError("a job that was just written is not there")
-    return record
 
 
-async def _ring(new: NewJob, state: ApiState) -> None:
-    first, step_id = new.steps[0], new.step_ids[0]
-    ticket = Ticket(step_id=str(step_id), job_id=str(new.id), step=first.name, attempt=0, request_id=new.request_id)
+async def _require_queue(state: ApiState) -> None:
+    if state.rules.redis_outage == "reject":
+        await asyncio.to_thread(state.tickets[Lane.GPU].ping)
+
+
+async def _ring(ticket: Ticket, lane: Lane, state: ApiState) -> None:
     try:
-        await asyncio.to_thread(state.tickets[first.lane].push, ticket)
+        await asyncio.to_thread(state.tickets[lane].push, ticket)
     except QueueUnavailable:
         # The job is accepted: the outbox rings for it once Redis is back.
-        log.warning("accepted a job while Redis is away", extra={"job_id": str(new.id)})
+        log.warning("accepted a job while Redis is away", extra={"job_id": ticket.job_id})

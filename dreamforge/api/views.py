@@ -45,6 +45,8 @@ def job_view(record: JobRecord) -> Job:
             items_done=job.items_done,
             items_total=record.items_total,
             stage=record.stage,
+            queue_position=record.queue_position,
+            eta_seconds=None if record.eta_seconds is None else round(record.eta_seconds, 1),
         ),
         steps=[_step_view(step) for step in record.steps],
         error=JobError(**job.error_json) if job.error_json else None,
@@ -58,7 +60,7 @@ def artifact_view(row: ArtifactRow, *, blobs: Blobs, ttl: int) -> Artifact:
         row.s3_key,
         ttl=ttl,
         content_type=CONTENT_TYPES[row.format],
-        filename=f"{row.job_id}_{row.item_index}.{row.format}",
+        filename=artifact_filename(row),
     )
     return Artifact(
         id=row.id,
@@ -77,6 +79,11 @@ def artifact_view(row: ArtifactRow, *, blobs: Blobs, ttl: int) -> Artifact:
         url_expires_at=datetime.now(UTC) + timedelta(seconds=ttl),
         metadata=row.metadata_json,
     )
+
+
+def artifact_filename(row: ArtifactRow) -> str:
+    """A safe name of our own making: nothing of the caller's is in it."""
+    return f"{row.job_id}_{row.item_index}.{row.format}"
 
 
 def model_view(record: ModelRecord) -> Model:

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +17,7 @@ from dreamforge.cli.image_files import ImageFiles
 from dreamforge.cli.job_progress import job_progress
 from dreamforge.cli.service import EXIT_INTERRUPTED, JsonOption, UrlOption, print_json, service
 from dreamforge.cli.wording import job_error
-from dreamforge.client import Client
+from dreamforge.client import Client, ClientError, calls
 
 _SUCCEEDED = "succeeded"
 
@@ -75,11 +77,23 @@ def generate(  # noqa: PLR0913 - a command's options are its arguments
         if not no_wait:
             # Before there is a job: one whose images cannot be saved is not begun.
             files.prepare()
-        job = client.submit(prompt, count=count, model=model, priority=priority, params=params)
+        drawing = _Drawing(client=client, files=files, as_json=as_json)
+        submit = partial(
+            client.submit,
+            prompt,
+            count=count,
+            model=model,
+            priority=priority,
+            params=params,
+            idempotency_key=calls.new_key(),
+        )
+        try:
+            job = submit()
+        except KeyboardInterrupt:
+            raise typer.Exit(drawing.interrupted(submit, may_ask=not no_wait)) from None
         if no_wait:
             _tell_id(job, as_json=as_json)
             return
-        drawing = _Drawing(client=client, files=files, as_json=as_json)
         raise typer.Exit(drawing.follow(job))
 
 
@@ -123,9 +137,31 @@ class _Drawing:
         else:
             code = 0 if ended.status == _SUCCEEDED else 1
             self._tell_end(ended)
-        if self._as_json:
-            print_json({"job": ended, "files": [file.as_json() for file in self._files.saved]})
+        self._tell_programs(ended)
         return code
+
+    def interrupted(self, submit: Callable[[], Job], *, may_ask: bool) -> int:
+        """Go on after a Ctrl-C that came before there was an answer; the exit code.
+
+        Asked again with its key, the service names the job that it may have made.
+        """
+        try:
+            job = submit()
+        except (KeyboardInterrupt, ClientError) as error:
+            if isinstance(error, ClientError) and not error.is_passing:
+                raise
+            self._console.print("It is not known whether there is a job. See: dreamforge jobs list")
+            return EXIT_INTERRUPTED
+        if may_ask:
+            self._interrupt(job)
+        else:
+            self._tell_left(job, "goes on")
+        self._tell_programs(self._client.get(job.id))
+        return EXIT_INTERRUPTED
+
+    def _tell_programs(self, job: Job) -> None:
+        if self._as_json:
+            print_json({"job": job, "files": [file.as_json() for file in self._files.saved]})
 
     def _save_until_over(self, job: Job) -> Job:
         with job_progress(self._console, tell_paths=not self._as_json) as progress:
@@ -153,6 +189,9 @@ class _Drawing:
                 return
         except (KeyboardInterrupt, EOFError):
             self._console.print()
+        self._tell_left(job, state)
+
+    def _tell_left(self, job: Job, state: str) -> None:
         self._console.print(f"The job {state}. Look at it: dreamforge jobs show {job.id}", markup=False)
         if state == "goes on":
             self._console.print(f"Cancel it: dreamforge jobs cancel {job.id}", markup=False)

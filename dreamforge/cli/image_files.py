@@ -1,6 +1,7 @@
 """A job's images as files, saved as they are finished."""
 
 import errno
+import hashlib
 import os
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -19,12 +20,13 @@ _SHORT_ID = 8
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A saved image."""
+    """A saved image. ``is_new`` is False for one that was there already."""
 
     path: str
     item_index: int
     seed: int
     checksum: str
+    is_new: bool
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""
@@ -32,11 +34,15 @@ class ImageFile:
 
 
 class ImageFiles:
-    """Saves what a job has finished into ``folder``, each image once; nothing that is there is overwritten."""
+    """Saves what a job has finished into ``folder``, each image once; nothing that is there is overwritten.
 
-    def __init__(self, *, client: Client, folder: Path) -> None:
+    ``keeps_equal``: a file that is there and is the image, byte for byte, is taken for it and not fetched again.
+    """
+
+    def __init__(self, *, client: Client, folder: Path, keeps_equal: bool = False) -> None:
         self._client = client
         self._folder = folder
+        self._keeps_equal = keeps_equal
         self._saved: dict[str, ImageFile] = {}
 
     def prepare(self) -> None:
@@ -53,21 +59,30 @@ class ImageFiles:
 
     def save_finished(self, job: Job) -> Iterator[ImageFile]:
         """Save the images that are new since the last call."""
-        if job.progress.items_done <= len(self._saved):
-            return
+        if job.progress.items_done > len(self._saved):
+            yield from self.save_all(job)
+
+    def save_all(self, job: Job) -> Iterator[ImageFile]:
+        """Save the images of the job that were not saved yet."""
         for artifact in self._client.artifacts(job.id):
             if str(artifact.id) not in self._saved:
-                file = self._save(artifact, job)
-                self._saved[str(artifact.id)] = file
-                yield file
+                yield self.save(artifact, job)
+
+    def save(self, artifact: Artifact, job: Job) -> ImageFile:
+        """Save one image, once."""
+        file = self._saved.get(str(artifact.id)) or self._save(artifact, job)
+        self._saved[str(artifact.id)] = file
+        return file
 
     def _save(self, artifact: Artifact, job: Job) -> ImageFile:
         for path in self._free_names(artifact, job):
-            if path.exists():
-                continue
             with self._told():
-                self._client.download(artifact, path)
-            return ImageFile(str(path), artifact.item_index, artifact.seed, artifact.checksum)
+                is_there = path.exists()
+                if is_there and not (self._keeps_equal and _checksum(path) == artifact.checksum):
+                    continue
+                if not is_there:
+                    self._client.download(artifact, path)
+            return ImageFile(str(path), artifact.item_index, artifact.seed, artifact.checksum, is_new=not is_there)
         raise AssertionError(artifact.id)
 
     @contextmanager
@@ -84,3 +99,11 @@ class ImageFiles:
         yield self._folder / f"{stem}.{artifact.format}"
         for number in count(2):
             yield self._folder / f"{stem}-{number}.{artifact.format}"
+
+
+def _checksum(path: Path) -> str | None:
+    """The file's checksum as artifacts have theirs; None for what is no file."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        return f"sha256:{hashlib.file_digest(stream, 'sha256').hexdigest()}"

@@ -39,6 +39,10 @@ def _facts(job: Job, *, model: str, now: datetime) -> list[tuple[str, Text]]:
     status.append(f", {images(job.progress.items_done, job.progress.items_total)}", style="default")
     if job.progress.stage:
         status.append(f", {job.progress.stage.replace('_', ' ')}", style="default")
+    if job.progress.queue_position is not None:
+        status.append(f", place {job.progress.queue_position} in line", style="default")
+    if job.progress.eta_seconds is not None:
+        status.append(f", about {duration(job.progress.eta_seconds)} left", style="default")
     facts = [
         ("job", Text(str(job.id))),
         ("status", status),

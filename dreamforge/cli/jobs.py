@@ -1,26 +1,31 @@
-"""`dreamforge jobs …`: look at jobs, read their logs, cancel them."""
+"""`dreamforge jobs …`: look at jobs, read their logs, cancel, retry and delete them."""
 
+import sys
 from datetime import UTC, datetime
 from itertools import islice
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.prompt import Confirm
 from rich.table import Table
 
 from dreamforge.api.schemas import Job
+from dreamforge.cli.configuration import tell_trouble
 from dreamforge.cli.event_line import event_line
 from dreamforge.cli.job_view import STYLES, show_job
 from dreamforge.cli.service import JobIdArgument, JsonOption, UrlOption, print_json, service, stdout_console
-from dreamforge.cli.wording import age, shortened
+from dreamforge.cli.wording import age, images, shortened
 from dreamforge.client.flows import OVER
 from dreamforge.jobs.job import JobStatus
 
-jobs = typer.Typer(help="Look at jobs, read their logs, cancel them.", no_args_is_help=True)
+jobs = typer.Typer(help="Look at jobs, read their logs, cancel, retry and delete them.", no_args_is_help=True)
 
 _LARGEST_PAGE = 200
 _OTHER_COLUMNS = 74
 """What a line holds besides the prompt."""
 _LEAST_PROMPT = 12
+_SHORT_PROMPT = 60
 
 
 @jobs.command("list")
@@ -113,3 +118,54 @@ def cancel(job_id: JobIdArgument, as_json: JsonOption = False, url: UrlOption = 
         console.print(f"Cancelling: it stops within seconds. See: dreamforge jobs show {job.id}")
     else:
         console.print(f"The job is {job.status}.")
+
+
+@jobs.command("retry")
+def retry(job_id: JobIdArgument, as_json: JsonOption = False, url: UrlOption = None) -> None:
+    """Queue a job again that has failed or was cancelled. Images that are finished stay."""
+    with service(url) as client:
+        job = client.retry(job_id)
+    if as_json:
+        print_json(job)
+        return
+    left = job.progress.items_total - job.progress.items_done
+    console = stdout_console()
+    console.print(f"The job is {job.status} again; {left} image{'' if left == 1 else 's'} to draw.")
+    console.print(f"Follow it: dreamforge jobs logs {job.id} --follow")
+
+
+@jobs.command("delete")
+def delete(
+    job_id: JobIdArgument,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+    url: UrlOption = None,
+) -> None:
+    """Delete a job that is over, with its images. Nothing brings them back.
+
+    Exit code 1 when it was not deleted.
+    """
+    with service(url) as client:
+        job = client.get(job_id)
+        if not (yes or _wants_deletion(job)):
+            raise typer.Exit(1)
+        client.delete(job.id)
+    if as_json:
+        print_json({"deleted": job.id})
+    else:
+        stdout_console().print("The job is deleted.")
+
+
+def _wants_deletion(job: Job) -> bool:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    if not sys.stdin.isatty():
+        tell_trouble(console, "There is nobody to ask whether to delete the job: say --yes.")
+        return False
+    prompt = shortened(str(job.params.get("prompt", "")), _SHORT_PROMPT)
+    done = job.progress.items_done
+    console.print(f"{job.status}, {images(done, job.progress.items_total)}: {prompt}", markup=False)
+    try:
+        return Confirm.ask("Delete the job and its images for good?", console=console, default=False)
+    except EOFError:
+        console.print()
+        return False

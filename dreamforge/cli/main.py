@@ -3,6 +3,7 @@
 import typer
 
 from dreamforge import __version__
+from dreamforge.cli.artifacts import artifacts
 from dreamforge.cli.down import down
 from dreamforge.cli.generate import generate
 from dreamforge.cli.jobs import jobs
@@ -24,6 +25,7 @@ app.command()(status)
 app.command()(logs)
 app.command()(generate)
 app.add_typer(jobs, name="jobs")
+app.add_typer(artifacts, name="artifacts")
 app.add_typer(models, name="models")
 app.command()(prepare)
 

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Never, Self, TypeVar
+from uuid import UUID
 
 import httpx2
 
@@ -21,6 +22,7 @@ from dreamforge.client.flows import (
     Give,
     Pause,
     answered,
+    deleted,
     downloaded,
     followed,
     paged,
@@ -70,12 +72,18 @@ class AsyncClient:
         metadata: Mapping[str, str] | None = None,
         params: Mapping[str, Any] | None = None,
         options: Mapping[str, Any] | None = None,
+        idempotency_key: str | None = None,
+        wait: int | None = None,
     ) -> Job:
         """Create a job of ``count`` images, 1..100.
 
         ``model`` is an id, a name or name@version; ``params`` are what its ``parameters_schema`` names, besides the
-        prompt: `{"width": 1024, "seed": 7}`. One that is None is left to the service. It is sent once: after
-        ``Unreachable`` it is not known whether there is a job.
+        prompt: `{"width": 1024, "seed": 7}`. One that is None is left to the service. The service is asked to hold its
+        answer until the job is over or ``wait`` seconds, 0..60, have passed.
+
+        It is sent again a few times when nobody answers or a dependency of the service is away, and there is one job
+        all the same: each call has an idempotency key of its own, unless one is given. After ``Unreachable`` it is
+        not known whether there is a job; the same call with the same ``idempotency_key`` finds out.
         """
         body = calls.job_body(
             prompt,
@@ -86,7 +94,8 @@ class AsyncClient:
             options=options or {},
             params=params or {},
         )
-        return await self._run(answered(calls.submit_job(body)))
+        key = idempotency_key if idempotency_key is not None else calls.new_key()
+        return await self._run(answered(calls.submit_job(body, key=key, wait=wait)))
 
     async def get(self, job_id: JobId) -> Job:
         """The job as it is now."""
@@ -110,6 +119,14 @@ class AsyncClient:
         """Ask for the job's end; the job as it is then: `cancelled`, `cancelling`, or over in another way."""
         return await self._run(answered(calls.cancel_job(job_id)))
 
+    async def retry(self, job_id: JobId) -> Job:
+        """Queue a job again that has failed or was cancelled; the images it has stay. It is asked for once."""
+        return await self._run(answered(calls.retry_job(job_id)))
+
+    async def delete(self, job_id: JobId) -> None:
+        """Delete a job that is over, with its images and its events."""
+        await self._run(deleted(job_id))
+
     def watch(self, job_id: JobId, *, timeout: float | None = None) -> AsyncIterator[Job]:
         """The job again and again, the last time when it is over. Raises ``WaitTimeout`` after ``timeout`` seconds.
 
@@ -128,6 +145,10 @@ class AsyncClient:
     def artifacts(self, job_id: JobId) -> AsyncIterator[Artifact]:
         """The job's finished images, in order, each with a URL that is good for a while."""
         return self._iterate(paged(lambda cursor: calls.list_artifacts(job_id, cursor=cursor)))
+
+    async def artifact(self, artifact_id: UUID | str) -> Artifact:
+        """One image, with a URL that is good for a while."""
+        return await self._run(answered(calls.get_artifact(artifact_id)))
 
     async def download(self, artifact: Artifact, target: Path, *, overwrite: bool = False) -> Path:
         """Save an image as ``target``, which appears whole and with the right checksum, or not at all.
@@ -173,10 +194,18 @@ class AsyncClient:
     async def _call(self, call: Call[Any]) -> object:
         url = self._wire.url(call)
         try:
-            response = await self._http.request(call.method, url, params=call.params or None, json=call.json)
+            response = await self._http.request(
+                call.method,
+                url,
+                params=call.params or None,
+                json=call.json,
+                headers=dict(call.headers),
+                timeout=self._wire.timeout_of(call),
+            )
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
             return self._wire.unreachable(error)
-        return calls.read_answer(call, url, response.status_code, response.content)
+        retry_after = response.headers.get("Retry-After")
+        return calls.read_answer(call, url, response.status_code, response.content, retry_after=retry_after)
 
     async def _fetch(self, fetch: Fetch) -> ClientError | None:
         try:

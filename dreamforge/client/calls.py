@@ -1,5 +1,7 @@
 """Every call of the API as a value: what to send, and how to read the answer. No I/O."""
 
+import re
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +11,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 
-from dreamforge.api.schemas import ArtifactList, Job, JobList, LogLine, Model, ModelList, Readiness
+from dreamforge.api.schemas import Artifact, ArtifactList, Job, JobList, LogLine, Model, ModelList, Readiness
 from dreamforge.client.errors import ApiError, ClientError, UnexpectedAnswer
 
 T = TypeVar("T")
@@ -17,23 +19,37 @@ T_co = TypeVar("T_co", covariant=True)
 Schema = TypeVar("Schema", bound=BaseModel)
 JobId = UUID | str
 PAGE = 200
+IDEMPOTENCY_KEY = "Idempotency-Key"
+_KEY = re.compile(r"[\x21-\x7e]{1,255}")
+_LONGEST_RETRY_AFTER = 30.0
 
 
 @dataclass(frozen=True)
 class Call(Generic[T_co]):
-    """One request, and what its answer means. ``answers`` are error statuses that are an answer all the same."""
+    """One request, and what its answer means.
 
-    method: Literal["GET", "POST"]
+    ``answers`` are error statuses that are an answer all the same. ``patience``: seconds for which the service may hold
+    the answer, besides those that every answer has.
+    """
+
+    method: Literal["GET", "POST", "DELETE"]
     path: str
     parse: Callable[[bytes], T_co]
     params: tuple[tuple[str, str], ...] = ()
     json: dict[str, Any] | None = None
     answers: frozenset[int] = frozenset()
+    headers: tuple[tuple[str, str], ...] = ()
+    patience: float = 0.0
 
     @property
     def is_idempotent(self) -> bool:
         """True when it may be sent twice."""
-        return self.method == "GET"
+        return self.method != "POST" or any(name == IDEMPOTENCY_KEY for name, _ in self.headers)
+
+    @property
+    def writes(self) -> bool:
+        """True when it changes something."""
+        return self.method != "GET"
 
 
 @dataclass(frozen=True)
@@ -58,9 +74,29 @@ class JobQuery:
         return statuses + tuple((name, value) for name, value in given.items() if value is not None)
 
 
-def submit_job(body: dict[str, Any]) -> Call[Job]:
-    """Create a job."""
-    return Call("POST", "/v1/jobs", _as(Job), json=body)
+def new_key() -> str:
+    """An Idempotency-Key that nobody else has."""
+    return secrets.token_urlsafe(24)
+
+
+def submit_job(body: dict[str, Any], *, key: str | None = None, wait: int | None = None) -> Call[Job]:
+    """Create a job, or find the one that the key has made. ``wait``: seconds to hold the answer until it is over.
+
+    Raises ``ValueError`` for a key that is no Idempotency-Key, and for a time that is not 0..60.
+    """
+    if key is not None and not _KEY.fullmatch(key):
+        raise ValueError("an idempotency key is 1 to 255 visible ASCII characters")
+    if wait is not None and not 0 <= wait <= 60:
+        raise ValueError("wait is 0 to 60 seconds")
+    headers = ((IDEMPOTENCY_KEY, key), ("Prefer", None if wait is None else f"wait={wait}"))
+    return Call(
+        "POST",
+        "/v1/jobs",
+        _as(Job),
+        json=body,
+        headers=tuple((name, value) for name, value in headers if value is not None),
+        patience=wait or 0,
+    )
 
 
 def job_body(
@@ -100,6 +136,21 @@ def cancel_job(job_id: JobId) -> Call[Job]:
     return Call("POST", f"/v1/jobs/{_segment(job_id)}/cancel", _as(Job))
 
 
+def retry_job(job_id: JobId) -> Call[Job]:
+    """Queue a job again."""
+    return Call("POST", f"/v1/jobs/{_segment(job_id)}/retry", _as(Job))
+
+
+def delete_job(job_id: JobId) -> Call[None]:
+    """Delete a job."""
+    return Call("DELETE", f"/v1/jobs/{_segment(job_id)}", lambda _: None)
+
+
+def get_artifact(artifact_id: UUID | str) -> Call[Artifact]:
+    """One image."""
+    return Call("GET", f"/v1/artifacts/{_segment(artifact_id)}", _as(Artifact))
+
+
 def list_artifacts(job_id: JobId, *, cursor: str | None) -> Call[ArtifactList]:
     """A page of a job's images."""
     return Call("GET", f"/v1/jobs/{_segment(job_id)}/artifacts", _as(ArtifactList), params=_page(PAGE, cursor))
@@ -120,14 +171,16 @@ def get_readiness() -> Call[Readiness]:
     return Call("GET", "/readyz", _as(Readiness), answers=frozenset({503}))
 
 
-def read_answer(call: Call[T], url: str, status: int, content: bytes) -> T | ClientError:
-    """The call's value, or the error that the answer stands for."""
+def read_answer(
+    call: Call[T], url: str, status: int, content: bytes, *, retry_after: str | None = None
+) -> T | ClientError:
+    """The call's value, or the error that the answer stands for. ``retry_after`` is the header, as it came."""
     if status < 300 or status in call.answers:
         try:
             return call.parse(content)
         except ValidationError:
             pass  # an envelope, or another program's answer
-    return error_of(url, status, content)
+    return error_of(url, status, content, retry_after=retry_after)
 
 
 class _Error(BaseModel):
@@ -141,15 +194,27 @@ class _Envelope(BaseModel):
     error: _Error
 
 
-def error_of(url: str, status: int, content: bytes) -> ClientError:
+def error_of(url: str, status: int, content: bytes, *, retry_after: str | None = None) -> ClientError:
     """The error of an answer."""
     try:
         error = _Envelope.model_validate_json(content).error
     except ValidationError:
         return UnexpectedAnswer(url, status=status)
     return ApiError(
-        status=status, code=error.code, message=error.message, details=error.details, request_id=error.request_id
+        status=status,
+        code=error.code,
+        message=error.message,
+        details=error.details,
+        request_id=error.request_id,
+        retry_after=_seconds(retry_after),
     )
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    # A date is possible too (RFC 9110, 10.2.3); the service sends none.
+    if retry_after is None or not re.fullmatch("[0-9]{1,6}", retry_after):
+        return None
+    return min(float(retry_after), _LONGEST_RETRY_AFTER)
 
 
 def _as(schema: type[Schema]) -> Callable[[bytes], Schema]:

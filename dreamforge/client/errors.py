@@ -40,11 +40,19 @@ class ApiError(ClientError):
     """The service's own word: its error envelope.
 
     ``code`` is stable (`unknown_model`, `not_found`, …) and ``details`` belong to it; ``status`` is HTTP's;
-    ``request_id`` finds the request in the service's logs.
+    ``request_id`` finds the request in the service's logs; ``retry_after`` are the seconds after which it may be made
+    again, where the service names them.
     """
 
     def __init__(
-        self, *, status: int, code: str, message: str, details: Mapping[str, Any], request_id: str | None
+        self,
+        *,
+        status: int,
+        code: str,
+        message: str,
+        details: Mapping[str, Any],
+        request_id: str | None,
+        retry_after: float | None = None,
     ) -> None:
         super().__init__(f"{code}: {message}")
         self.status = status
@@ -52,6 +60,7 @@ class ApiError(ClientError):
         self.message = message
         self.details = dict(details)
         self.request_id = request_id
+        self.retry_after = retry_after
 
     @property
     def is_passing(self) -> bool:

@@ -7,14 +7,14 @@ pages and waiting are written here once.
 import errno
 import os
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Never, Protocol, Self, TypeVar
 
 from dreamforge.api.schemas import Artifact, Job, LogLine
-from dreamforge.client.calls import Call, JobId, get_events, get_job
-from dreamforge.client.errors import ClientError, WaitTimeout
+from dreamforge.client.calls import Call, JobId, delete_job, get_events, get_job
+from dreamforge.client.errors import ApiError, ClientError, WaitTimeout
 from dreamforge.client.part import PartFile
 from dreamforge.jobs.job import JobStatus
 
@@ -93,7 +93,29 @@ def answered(call: Call[T], *, pauses: Iterable[float] = RETRY_PAUSES) -> Flow[N
         except ClientError as error:
             if not (call.is_idempotent and error.is_passing):
                 raise
-        yield Pause(pause)
+            length = _length(pause, call, error)
+        yield Pause(length)
+    return (yield call)
+
+
+def _length(pause: float, call: Call[Any], error: ClientError) -> float:
+    # What is written is worth waiting for as long as the service says; who reads is told soon.
+    asked = error.retry_after if call.writes and isinstance(error, ApiError) else None
+    return max(pause, asked or 0.0)
+
+
+def deleted(job_id: JobId) -> Flow[Never, None]:
+    """The job's deletion; a job that is not there any more once it was asked for again was deleted by then."""
+    call = delete_job(job_id)
+    for pause in RETRY_PAUSES:
+        try:
+            return (yield call)
+        except ClientError as error:
+            if not error.is_passing:
+                raise
+            length = _length(pause, call, error)
+        yield Pause(length)
+        call = replace(call, answers=frozenset({404}))
     return (yield call)
 
 

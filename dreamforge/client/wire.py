@@ -17,11 +17,19 @@ class Wire:
 
     def __init__(self, base_url: str, *, timeout: float) -> None:
         self._base_url = base_url.rstrip("/")
-        self.timeout = httpx2.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS))
+        self._seconds = timeout
+        self.timeout = self._timeout(read=timeout)
 
     def url(self, call: Call[Any]) -> str:
         """Where a call goes."""
         return f"{self._base_url}{call.path}"
+
+    def timeout_of(self, call: Call[Any]) -> httpx2.Timeout:
+        """How long the call's answer may take."""
+        return self._timeout(read=self._seconds + call.patience) if call.patience else self.timeout
+
+    def _timeout(self, *, read: float) -> httpx2.Timeout:
+        return httpx2.Timeout(self._seconds, connect=min(self._seconds, _CONNECT_SECONDS), read=read)
 
     def unreachable(
         self, error: httpx2.RequestError | httpx2.InvalidURL, *, store_url: str | None = None

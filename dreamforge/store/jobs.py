@@ -1,4 +1,4 @@
-"""Jobs as the API sees them: submit one, read it or many, cancel it, its artifacts and its events."""
+"""Jobs as the API sees them: submit, read, cancel, retry, delete; their artifacts and their events."""
 
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -6,19 +6,27 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Row, insert, select, text, tuple_
+from sqlalchemy.dialects.postgresql import insert as insert_or_skip
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
+from dreamforge.errors import DatabaseUnavailable
 from dreamforge.jobs.cancellation import CancelAnswer
 from dreamforge.jobs.events import JobQueued
 from dreamforge.jobs.job import JobStatus, JobType, Priority, StepStatus
 from dreamforge.jobs.plan import PlannedStep
 from dreamforge.store import events
 from dreamforge.store.cancellations import request_cancel
+from dreamforge.store.deletion import delete_job
 from dreamforge.store.engine import in_time
+from dreamforge.store.eta import eta_seconds
+from dreamforge.store.idempotency import IdempotencyKey, clear_expired_key, job_of_key, require_same_request
 from dreamforge.store.listing import JobFilter, JobPlace, item_counts_of, page_of_jobs, steps_of
+from dreamforge.store.queue_positions import queue_positions
+from dreamforge.store.retrying import QueuedStep, retry_job
 from dreamforge.store.tables import ArtifactRow, EventRow, ItemRow, JobRow, StepRow
 
 _EVENT_PAGE = 1000
+_KEY_TRIES = 3
 
 
 @dataclass(frozen=True)
@@ -37,16 +45,22 @@ class NewJob:
     steps: tuple[PlannedStep, ...]
     step_ids: tuple[uuid.UUID, ...]
     user_id: str = "default"
+    key: IdempotencyKey | None = None
 
 
 @dataclass(frozen=True)
 class JobRecord:
-    """A job with its steps, in order, and the counts its progress is told by."""
+    """A job with its steps, in order, and what its progress is told by.
+
+    ``queue_position`` is for a job that waits, from 1; ``eta_seconds`` for one that runs. None where it is not known.
+    """
 
     job: JobRow
     steps: Sequence[StepRow]
     items_total: int
     stage: str | None
+    queue_position: int | None
+    eta_seconds: float | None
 
 
 @dataclass(frozen=True)
@@ -71,13 +85,24 @@ class JobStore:
     def __init__(self, *, engine: AsyncEngine) -> None:
         self._sessions = async_sessionmaker(engine, expire_on_commit=False)
 
-    async def submit(self, new: NewJob) -> None:
-        """Write the job, its steps, its items and `job.queued` in one transaction."""
-        async with in_time(), self._sessions.begin() as session:
-            await session.execute(insert(JobRow).values(_job_values(new)))
-            await session.execute(insert(StepRow), _step_values(new))
-            await session.execute(insert(ItemRow), _item_values(new))
-            await session.execute(*events.append(JobQueued(reason="submitted"), job_id=new.id))
+    async def submit(self, new: NewJob) -> JobRecord:
+        """Write the job, its steps, its items and `job.queued` in one transaction; the job as it is then.
+
+        When the key stands for an earlier job, that one: nothing is written. Raises ``IdempotencyKeyReused`` when the
+        key came with another body.
+        """
+        for _ in range(_KEY_TRIES):
+            async with in_time(), self._sessions.begin() as session:
+                if await _insert(session, new):
+                    return await _record_of(session, new.id)
+                if (earlier := await _replay(session, new)) is not None:
+                    return earlier
+        raise DatabaseUnavailable("The job that has this Idempotency-Key was just being deleted; try again.")
+
+    async def replay(self, key: IdempotencyKey, *, user_id: str = "default") -> JobRecord | None:
+        """The job that the key stands for, as it is now; None for a new key. Raises ``IdempotencyKeyReused``."""
+        async with in_time(), self._sessions() as session:
+            return await _job_of_key(session, key, user_id=user_id)
 
     async def find(self, job_id: uuid.UUID, *, user_id: str = "default") -> JobRecord | None:
         """The job, or None when this user has no such job."""
@@ -100,6 +125,40 @@ class JobStore:
         async with in_time(), self._sessions.begin() as session:
             connection = await session.connection()
             return await connection.run_sync(request_cancel, job_id, user_id=user_id)
+
+    async def retry(self, job_id: uuid.UUID, *, user_id: str = "default") -> QueuedStep | None:
+        """Queue a failed or cancelled job again; the step that is due. None when this user has no such job.
+
+        Raises ``Conflict`` for a job in any other state.
+        """
+        async with in_time(), self._sessions.begin() as session:
+            connection = await session.connection()
+            return await connection.run_sync(retry_job, job_id, user_id=user_id)
+
+    async def delete(self, job_id: uuid.UUID, *, user_id: str = "default") -> Sequence[str] | None:
+        """Delete a job that is over; the keys of its objects. None when this user has no such job.
+
+        Raises ``Conflict`` for a job that is not over.
+        """
+        async with in_time(), self._sessions.begin() as session:
+            connection = await session.connection()
+            return await connection.run_sync(delete_job, job_id, user_id=user_id)
+
+    async def is_over(self, job_id: uuid.UUID) -> bool:
+        """True once the job is terminal, or gone. One look by its key."""
+        async with in_time(), self._sessions() as session:
+            status = await session.scalar(select(JobRow.status).where(JobRow.id == job_id))
+        return status is None or JobStatus(status).is_terminal
+
+    async def artifact(self, artifact_id: uuid.UUID, *, user_id: str = "default") -> ArtifactRow | None:
+        """The artifact, or None when this user has no such artifact."""
+        query = (
+            select(ArtifactRow)
+            .join(JobRow, JobRow.id == ArtifactRow.job_id)
+            .where(ArtifactRow.id == artifact_id, JobRow.user_id == user_id)
+        )
+        async with in_time(), self._sessions() as session:
+            return await session.scalar(query)
 
     async def artifacts(self, job_id: uuid.UUID, *, after: tuple[int, int] | None, limit: int) -> ArtifactPage:
         """A page of artifacts behind ``after`` = (step position, item index)."""
@@ -134,16 +193,53 @@ class JobStore:
             await session.execute(text("SELECT 1"))
 
 
+async def _insert(session: AsyncSession, new: NewJob) -> bool:
+    """False when another job has the key."""
+    if new.key is not None:
+        await session.execute(clear_expired_key(new.key, user_id=new.user_id))
+    # A first use that is not committed yet is waited for.
+    job = insert_or_skip(JobRow).on_conflict_do_nothing(index_elements=["user_id", "idempotency_key_hash"])
+    if await session.scalar(job.values(_job_values(new)).returning(JobRow.id)) is None:
+        return False
+    await session.execute(insert(StepRow), _step_values(new))
+    await session.execute(insert(ItemRow), _item_values(new))
+    await session.execute(*events.append(JobQueued(reason="submitted"), job_id=new.id))
+    return True
+
+
+async def _replay(session: AsyncSession, new: NewJob) -> JobRecord | None:
+    return None if new.key is None else await _job_of_key(session, new.key, user_id=new.user_id)
+
+
+async def _job_of_key(session: AsyncSession, key: IdempotencyKey, *, user_id: str) -> JobRecord | None:
+    job = await session.scalar(job_of_key(key, user_id=user_id))
+    if job is None:
+        return None
+    require_same_request(key, job)
+    (record,) = await _records(session, [job])
+    return record
+
+
+async def _record_of(session: AsyncSession, job_id: uuid.UUID) -> JobRecord:
+    job = (await session.scalars(select(JobRow).where(JobRow.id == job_id))).one()
+    (record,) = await _records(session, [job])
+    return record
+
+
 async def _records(session: AsyncSession, jobs: Sequence[JobRow]) -> Sequence[JobRecord]:
     ids = [job.id for job in jobs]
     steps: Sequence[StepRow] = (await session.scalars(steps_of(ids))).all()
     counts = {row.job_id: row for row in await session.execute(item_counts_of(ids))}
+    places = await queue_positions(session, [job.id for job in jobs if job.status == JobStatus.QUEUED])
+    etas = await eta_seconds(session, [job.id for job in jobs if job.status == JobStatus.RUNNING])
     return [
         JobRecord(
             job=job,
             steps=[step for step in steps if step.job_id == job.id],
             items_total=counts[job.id].total if job.id in counts else 0,
             stage=counts[job.id].stages[0] if job.id in counts and counts[job.id].stages else None,
+            queue_position=places.get(job.id),
+            eta_seconds=etas.get(job.id),
         )
         for job in jobs
     ]
@@ -162,6 +258,8 @@ def _job_values(new: NewJob) -> dict[str, Any]:
         "metadata_json": new.metadata,
         "request_id": new.request_id,
         "user_id": new.user_id,
+        "idempotency_key_hash": new.key.key_hash if new.key else None,
+        "request_fingerprint": new.key.fingerprint if new.key else None,
     }
 
 

@@ -1,4 +1,4 @@
-"""Pages of jobs, newest first. A page is told in three statements, however many jobs are on it.
+"""Pages of jobs, newest first. A page is told in five statements at most, however many jobs are on it.
 
 A place in the list is (created_at, id) in the order of the index on ``jobs(user_id, created_at DESC, id)``: rows that
 are added meanwhile stand before every place that was given out, so nothing is skipped or repeated.

@@ -55,6 +55,15 @@ class Table(DeclarativeBase):
     schema_version: Mapped[int] = mapped_column(SmallInteger, server_default=text("1"), sort_order=900)
 
 
+# To the letter as Postgres tells it: Alembic compares the texts.
+_PRIORITY_RANK = """(
+CASE priority
+    WHEN 'high'::text THEN 0
+    WHEN 'normal'::text THEN 1
+    ELSE 2
+END)"""
+
+
 def _one_of(
     column: str, values: type[JobStatus | JobType | Priority | StepStatus | ItemStatus | Lane]
 ) -> CheckConstraint:
@@ -101,6 +110,14 @@ class JobRow(Table):
         Index(None, "status", "created_at"),
         Index("ix_jobs_user_id_created_at_id", "user_id", text("created_at DESC"), "id"),
         Index(None, "updated_at"),
+        # In the order in which due steps are claimed.
+        Index(
+            "ix_jobs_claim_order",
+            text(_PRIORITY_RANK),
+            "created_at",
+            "id",
+            postgresql_where=text("status IN ('queued', 'running')"),
+        ),
     )
 
 

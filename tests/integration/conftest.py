@@ -9,11 +9,13 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
+from dreamforge.api.app import create_app
+from dreamforge.api.state import ApiState
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.engine import open_engine
 from dreamforge.store.models import NewModel
 from tests.integration.bench import Bench
-from tests.integration.door import make_app
+from tests.integration.door import api_state
 from tests.integration.factories import Jobs, a_model
 
 
@@ -38,7 +40,7 @@ def bench(database_url: str, object_store: ObjectStore, tiny_model: Path, tmp_pa
 @pytest.fixture
 def engine(database_url: str) -> Iterator[Engine]:
     """A database with no jobs, models and heartbeats in it yet."""
-    engine = open_engine(database_url, application="tests")
+    engine = open_engine(database_url, application="tests", pool_size=12)
     with engine.begin() as connection:
         connection.execute(text("TRUNCATE jobs, models, heartbeats CASCADE"))
     yield engine
@@ -46,14 +48,26 @@ def engine(database_url: str) -> Iterator[Engine]:
 
 
 @pytest.fixture
+def jobs(database_url: str) -> Jobs:
+    """The API's store."""
+    return Jobs(database_url)
+
+
+@pytest.fixture
 def model(engine: Engine) -> NewModel:
-    """The only model, and so the default one."""
+    """The one model there is."""
     return a_model(engine, name="tiny")
 
 
 @pytest.fixture
-def client(database_url: str, redis_url: str, object_store: ObjectStore, model: NewModel) -> Iterator[TestClient]:
-    """A client of the application."""
+def state(database_url: str, redis_url: str, object_store: ObjectStore) -> ApiState:
+    """What one replica's routes work with."""
+    return api_state(database_url, redis_url, object_store.blobs())
+
+
+@pytest.fixture
+def client(state: ApiState, model: NewModel) -> Iterator[TestClient]:
+    """One replica, without a server around it."""
     assert model
-    with TestClient(make_app(database_url, redis_url, object_store.blobs())) as client:
+    with TestClient(create_app(state), follow_redirects=False) as client:
         yield client

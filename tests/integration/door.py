@@ -4,6 +4,7 @@ import socket
 import threading
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import httpx2
@@ -14,15 +15,17 @@ from dreamforge.api.app import create_app
 from dreamforge.api.errors import MOST_BYTES
 from dreamforge.api.state import ApiRules, ApiState
 from dreamforge.blobs import Blobs
+from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.engine import open_async_engine
+from tests.relay import Relay
 from tests.service import wait_for
 
-GOOD = {"type": "generate", "params": {"prompt": "a lighthouse at dawn"}}
+GOOD: dict[str, Any] = {"type": "generate", "params": {"prompt": "a lighthouse at dawn"}}
 JSON = {"Content-Type": "application/json"}
 
 
-def make_app(database_url: str, redis_url: str, blobs: Blobs, **rules: Any) -> FastAPI:
-    """The application; ``rules`` replace those of the tests."""
+def api_state(database_url: str, redis_url: str, blobs: Blobs, *, pool_size: int = 10, **rules: Any) -> ApiState:
+    """What one replica's routes work with; ``rules`` replace those of the tests."""
     values: dict[str, Any] = {
         "redis_outage": "accept",
         "max_body": 1024 * 1024,
@@ -30,14 +33,18 @@ def make_app(database_url: str, redis_url: str, blobs: Blobs, **rules: Any) -> F
         "heartbeat_seconds": 5.0,
         **rules,
     }
-    return create_app(
-        ApiState(
-            engine=open_async_engine(database_url, application="tests"),
-            blobs=blobs,
-            redis_url=redis_url,
-            rules=ApiRules(**values),
-        )
-    )
+    engine = open_async_engine(database_url, application="tests", pool_size=pool_size)
+    return ApiState(engine=engine, blobs=blobs, redis_url=redis_url, rules=ApiRules(**values))
+
+
+def make_app(database_url: str, redis_url: str, blobs: Blobs, **rules: Any) -> FastAPI:
+    """One replica, without a server around it."""
+    return create_app(api_state(database_url, redis_url, blobs, **rules))
+
+
+def blobs_behind(relay: Relay, store: ObjectStore, *, read_timeout: float = 60.0) -> Blobs:
+    """The store's bucket by way of a relay; presigned URLs lead to the store itself."""
+    return Blobs(replace(store.settings(), endpoint=f"http://127.0.0.1:{relay.port}"), read_timeout=read_timeout)
 
 
 def assert_envelope(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
@@ -54,11 +61,11 @@ def assert_envelope(response: httpx2.Response, status: int, code: str) -> dict[s
 
 
 @contextmanager
-def served(app: FastAPI) -> Generator[str]:
-    """The application on a port of its own, spoken to over HTTP. Its URL."""
+def served(state: ApiState) -> Generator[str]:
+    """One replica on a port of its own, spoken to over HTTP. Its URL."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(uvicorn.Config(create_app(state), log_level="error", timeout_graceful_shutdown=1))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         try:

@@ -1,26 +1,39 @@
 """Jobs and models for tests that do not care about the rest."""
 
 import asyncio
+import hashlib
+import threading
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-from sqlalchemy import Engine
+from sqlalchemy import Engine, text
 from uuid6 import uuid7
 
+from dreamforge.blobs import Blobs
+from dreamforge.errors import DreamForgeError
 from dreamforge.jobs.cancellation import CancelAnswer
+from dreamforge.jobs.events import ItemStarted
 from dreamforge.jobs.job import JobType, Lane, Priority
+from dreamforge.jobs.outcome import Failure, Outcome
 from dreamforge.jobs.plan import plan
 from dreamforge.models.descriptor import SizeRange, sdxl_schema
 from dreamforge.models.parameters import resolve_parameters
+from dreamforge.store.attempts import AttemptStore, NewArtifact
 from dreamforge.store.claims import Claim, ClaimStore
+from dreamforge.store.endings import EndingStore
 from dreamforge.store.engine import open_async_engine
 from dreamforge.store.events import EventFilter, EventRecord
+from dreamforge.store.fence import Fence
 from dreamforge.store.jobs import JobPage, JobRecord, JobStore, NewJob
 from dreamforge.store.listing import JobFilter, JobPlace
 from dreamforge.store.models import ModelRegistry, NewModel, NewModelFile
+from dreamforge.store.retrying import QueuedStep
+from tests.service import wait_for
 
 _Result = TypeVar("_Result")
+"""A body that `POST /v1/jobs` takes."""
 SCHEMA = sdxl_schema(size=SizeRange(least=64, most=512, default=64), default_steps=2)
 
 
@@ -67,19 +80,99 @@ def claim(engine: Engine, *, lease_seconds: float = 30.0) -> Claim | None:
     return ClaimStore(engine=engine).claim(lane=Lane.GPU, lease_token=uuid.uuid4(), lease_seconds=lease_seconds)
 
 
+def claimed(engine: Engine) -> Claim:
+    """Claim the best due step, which must be there."""
+    found = claim(engine)
+    assert found is not None
+    return found
+
+
+def an_artifact(index: int, *, data: bytes = b"png", key: str | None = None, seed: int = 5) -> NewArtifact:
+    """An artifact that can be published."""
+    return NewArtifact(
+        id=uuid7(),
+        item_index=index,
+        format="png",
+        width=64,
+        height=64,
+        seed=seed,
+        s3_key=key or f"key-{uuid.uuid4()}",
+        size_bytes=len(data),
+        checksum=hashlib.sha256(data).hexdigest(),
+        metadata={},
+        timings={"denoise": 0.1},
+    )
+
+
+def draw(engine: Engine, blobs: Blobs, fence: Fence, *, index: int, data: bytes) -> NewArtifact:
+    """Play the supervisor for one item: its object, its row."""
+    artifact = an_artifact(index, data=data, key=f"drawn/{uuid.uuid4()}", seed=index)
+    blobs.put(artifact.s3_key, data, content_type="image/png")
+    attempt = AttemptStore(engine=engine, fence=fence)
+    attempt.begin_item(ItemStarted(item_index=index, seed=index))
+    attempt.publish(artifact)
+    return artifact
+
+
+def finish(engine: Engine, blobs: Blobs, *, count: int, of: int | None = None) -> list[NewArtifact]:
+    """Claim the best due step and draw ``count`` of its items; it fails when there are more, ``of`` so many."""
+    fence = claimed(engine).fence
+    drawn = [draw(engine, blobs, fence, index=index, data=b"image %d" % index) for index in range(count)]
+    failure = Failure("oom", "too large") if of is not None and of > count else None
+    AttemptStore(engine=engine, fence=fence).report(Outcome(failure), metadata={})
+    EndingStore(engine=engine).finalize(fence)
+    return drawn
+
+
+def wait_for_lock(engine: Engine) -> None:
+    """Return once a transaction of this database waits for another's lock."""
+    waiting = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
+    )
+
+    def is_waiting() -> bool:
+        with engine.connect() as connection:
+            return bool(connection.execute(waiting).scalar_one())
+
+    wait_for(is_waiting, what="a wait for a lock")
+
+
+def at_once(*acts: Callable[[], object]) -> list[object]:
+    """Everything in threads of their own, begun together; what each returned, or the error of ours that it raised."""
+    together = threading.Barrier(len(acts))
+
+    def run(act: Callable[[], object]) -> object:
+        together.wait()
+        try:
+            return act()
+        except DreamForgeError as error:
+            return error
+
+    with ThreadPoolExecutor(len(acts)) as pool:
+        return [future.result() for future in [pool.submit(run, act) for act in acts]]
+
+
 class Jobs:
     """The API's store, for tests that are not async."""
 
     def __init__(self, database_url: str) -> None:
         self.url = database_url
 
-    def submit(self, new: NewJob) -> None:
+    def submit(self, new: NewJob) -> JobRecord:
         """Write the job; no ticket goes out."""
-        self._run(lambda store: store.submit(new))
+        return self._run(lambda store: store.submit(new))
 
     def cancel(self, job_id: uuid.UUID) -> CancelAnswer | None:
         """Ask for the job's end."""
         return self._run(lambda store: store.cancel(job_id))
+
+    def retry(self, job_id: uuid.UUID) -> QueuedStep | None:
+        """Queue the job again."""
+        return self._run(lambda store: store.retry(job_id))
+
+    def delete(self, job_id: uuid.UUID) -> Sequence[str] | None:
+        """Delete the job."""
+        return self._run(lambda store: store.delete(job_id))
 
     def page(self, wanted: JobFilter | None = None, *, after: JobPlace | None = None, limit: int = 50) -> JobPage:
         """A page of jobs, newest first."""

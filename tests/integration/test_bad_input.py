@@ -14,7 +14,7 @@ from sqlalchemy import Engine, text
 
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.models import NewModel
-from tests.integration.door import GOOD, JSON, assert_envelope, make_app, served
+from tests.integration.door import GOOD, JSON, api_state, assert_envelope, served
 
 
 def _params(**params: Any) -> dict[str, Any]:
@@ -250,8 +250,8 @@ def test_a_chunked_body_without_end_is_cut_at_the_limit(
     database_url: str, redis_url: str, object_store: ObjectStore, model: NewModel
 ) -> None:
     assert model
-    app = make_app(database_url, redis_url, object_store.blobs(), max_body=64 * 1024)
-    with served(app) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 30) as connection:
+    state = api_state(database_url, redis_url, object_store.blobs(), max_body=64 * 1024)
+    with served(state) as url, socket.create_connection(("127.0.0.1", int(url.rpartition(":")[2])), 30) as connection:
         connection.sendall(
             b"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             b"Transfer-Encoding: chunked\r\n\r\n"

@@ -1,69 +1,29 @@
 """Cancelling over a real Postgres: what a request does to a job that waits, that runs, and that ends meanwhile."""
 
-import threading
 import uuid
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from sqlalchemy import Engine, text
-from uuid6 import uuid7
 
 from dreamforge.errors import LeaseLost
 from dreamforge.jobs.cancellation import CancelAnswer
 from dreamforge.jobs.events import StepStarted
 from dreamforge.jobs.job import JobStatus, Lane, StepStatus
 from dreamforge.jobs.outcome import Failure, Outcome
-from dreamforge.store.attempts import AttemptStore, NewArtifact
+from dreamforge.store.attempts import AttemptStore
 from dreamforge.store.claims import Claim, ClaimStore
 from dreamforge.store.endings import EndingStore
-from dreamforge.store.engine import open_engine
 from dreamforge.store.jobs import NewJob
-from tests.integration.factories import Jobs, a_job, a_model, claim
+from tests.integration.factories import Jobs, a_job, a_model, an_artifact, at_once, claim, claimed, wait_for_lock
 
 STOPPED = Outcome(Failure("cancelled", "stopped"))
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = open_engine(database_url, application="tests", pool_size=12)
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE jobs, models CASCADE"))
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def jobs(database_url: str) -> Jobs:
-    return Jobs(database_url)
 
 
 def _submitted(engine: Engine, jobs: Jobs, *, count: int = 1) -> NewJob:
     new = a_job(a_model(engine), count=count)
     jobs.submit(new)
     return new
-
-
-def _claimed(engine: Engine) -> Claim:
-    claimed = claim(engine)
-    assert claimed is not None
-    return claimed
-
-
-def _artifact(index: int) -> NewArtifact:
-    return NewArtifact(
-        id=uuid7(),
-        item_index=index,
-        format="png",
-        width=64,
-        height=64,
-        seed=5,
-        s3_key=f"key-{uuid.uuid4()}",
-        size_bytes=3,
-        checksum="ff" * 32,
-        metadata={},
-        timings={},
-    )
 
 
 def _add_second_step(engine: Engine, new: NewJob) -> None:
@@ -121,9 +81,9 @@ def test_a_queued_job_is_cancelled_at_once_with_its_steps(engine: Engine, jobs: 
 
 def test_a_running_job_is_cancelling_until_its_step_has_ended(engine: Engine, jobs: Jobs) -> None:
     new = _submitted(engine, jobs, count=3)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     attempt = AttemptStore(engine=engine, fence=fence)
-    attempt.publish(_artifact(0))
+    attempt.publish(an_artifact(0))
     assert attempt.is_cancel_requested() is False
     assert jobs.cancel(new.id) is CancelAnswer.WHEN_STOPPED
     assert _states(jobs, new) == ("cancelling", ["running"])
@@ -144,7 +104,7 @@ def test_a_running_job_is_cancelling_until_its_step_has_ended(engine: Engine, jo
 
 def test_the_latency_is_measured_by_the_database_from_the_request(engine: Engine, jobs: Jobs) -> None:
     new = _submitted(engine, jobs)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     jobs.cancel(new.id)
     with engine.begin() as connection:
         connection.execute(text("UPDATE jobs SET cancel_requested_at = cancel_requested_at - interval '90 seconds'"))
@@ -154,7 +114,7 @@ def test_the_latency_is_measured_by_the_database_from_the_request(engine: Engine
 
 def test_asking_again_changes_nothing(engine: Engine, jobs: Jobs) -> None:
     new = _submitted(engine, jobs)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     jobs.cancel(new.id)
     before = jobs.events(new.id)
     requested_at = jobs.find(new.id).job.cancel_requested_at
@@ -169,9 +129,9 @@ def test_asking_again_changes_nothing(engine: Engine, jobs: Jobs) -> None:
 @pytest.mark.parametrize("status", ["succeeded", "failed"])
 def test_a_job_that_is_over_stays_as_it_is(engine: Engine, jobs: Jobs, status: str) -> None:
     new = _submitted(engine, jobs)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     if status == "succeeded":
-        AttemptStore(engine=engine, fence=fence).publish(_artifact(0))
+        AttemptStore(engine=engine, fence=fence).publish(an_artifact(0))
     EndingStore(engine=engine).finalize(fence)
     assert jobs.cancel(new.id) is CancelAnswer.OVER
     assert jobs.find(new.id).job.status == status
@@ -188,10 +148,10 @@ def test_an_unknown_job_and_another_user_s_are_not_there(engine: Engine, jobs: J
 
 def test_a_job_that_has_all_its_images_succeeds_whatever_was_asked(engine: Engine, jobs: Jobs) -> None:
     new = _submitted(engine, jobs, count=2)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     attempt = AttemptStore(engine=engine, fence=fence)
     for index in range(2):
-        attempt.publish(_artifact(index))
+        attempt.publish(an_artifact(index))
     jobs.cancel(new.id)
     attempt.report(STOPPED, metadata={})
     EndingStore(engine=engine).finalize(fence)
@@ -201,7 +161,7 @@ def test_a_job_that_has_all_its_images_succeeds_whatever_was_asked(engine: Engin
 
 def test_a_step_that_failed_for_good_before_it_was_stopped_fails_its_job(engine: Engine, jobs: Jobs) -> None:
     new = _submitted(engine, jobs)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     jobs.cancel(new.id)
     AttemptStore(engine=engine, fence=fence).report(Outcome(Failure("oom", "too large")), metadata={})
     EndingStore(engine=engine).finalize(fence)
@@ -211,7 +171,7 @@ def test_a_step_that_failed_for_good_before_it_was_stopped_fails_its_job(engine:
 
 def test_a_step_whose_node_was_lost_while_cancelling_is_cancelled(engine: Engine, jobs: Jobs) -> None:
     new = _submitted(engine, jobs)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     jobs.cancel(new.id)
     EndingStore(engine=engine).finalize(fence, lost=Failure("node_lost", "gone"))
     assert _states(jobs, new) == ("cancelled", ["cancelled"])
@@ -220,8 +180,8 @@ def test_a_step_whose_node_was_lost_while_cancelling_is_cancelled(engine: Engine
 def test_a_step_that_succeeds_while_cancelling_starts_no_next_one(engine: Engine, jobs: Jobs) -> None:
     new = _submitted(engine, jobs)
     _add_second_step(engine, new)
-    fence = _claimed(engine).fence
-    AttemptStore(engine=engine, fence=fence).publish(_artifact(0))
+    fence = claimed(engine).fence
+    AttemptStore(engine=engine, fence=fence).publish(an_artifact(0))
     assert jobs.cancel(new.id) is CancelAnswer.WHEN_STOPPED
     EndingStore(engine=engine).finalize(fence)
     assert _states(jobs, new) == ("cancelled", ["succeeded", "cancelled"])
@@ -231,8 +191,8 @@ def test_a_step_that_succeeds_while_cancelling_starts_no_next_one(engine: Engine
 def test_without_a_cancel_the_next_step_is_queued(engine: Engine, jobs: Jobs) -> None:
     new = _submitted(engine, jobs)
     _add_second_step(engine, new)
-    fence = _claimed(engine).fence
-    AttemptStore(engine=engine, fence=fence).publish(_artifact(0))
+    fence = claimed(engine).fence
+    AttemptStore(engine=engine, fence=fence).publish(an_artifact(0))
     EndingStore(engine=engine).finalize(fence)
     assert _states(jobs, new) == ("running", ["succeeded", "queued"])
     assert jobs.cancel(new.id) is CancelAnswer.AT_ONCE
@@ -242,7 +202,7 @@ def test_without_a_cancel_the_next_step_is_queued(engine: Engine, jobs: Jobs) ->
 def test_a_failed_step_cancels_those_behind_it_with_their_events(engine: Engine, jobs: Jobs) -> None:
     new = _submitted(engine, jobs)
     _add_second_step(engine, new)
-    EndingStore(engine=engine).finalize(_claimed(engine).fence)
+    EndingStore(engine=engine).finalize(claimed(engine).fence)
     assert _states(jobs, new) == ("failed", ["failed", "cancelled"])
     *_, cancelled, failed = jobs.events(new.id)
     assert (cancelled.code, cancelled.payload) == ("step.cancelled", {"step": "upscale", "cancel_latency_ms": None})
@@ -251,7 +211,7 @@ def test_a_failed_step_cancels_those_behind_it_with_their_events(engine: Engine,
 
 def test_a_step_that_is_put_back_while_cancelling_is_cancelled_instead(engine: Engine, jobs: Jobs) -> None:
     new = _submitted(engine, jobs)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     jobs.cancel(new.id)
     ClaimStore(engine=engine).put_back(fence, reason="dispatcher_stopped")
     assert _states(jobs, new) == ("cancelled", ["cancelled"])
@@ -263,7 +223,7 @@ def test_a_step_that_waits_for_a_gpu_is_seen_to_be_cancelled_until_a_supervisor_
     engine: Engine, jobs: Jobs
 ) -> None:
     new = _submitted(engine, jobs)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     claims = ClaimStore(engine=engine)
     assert not claims.is_cancelled_unstarted(fence)
     jobs.cancel(new.id)
@@ -274,9 +234,9 @@ def test_a_step_that_waits_for_a_gpu_is_seen_to_be_cancelled_until_a_supervisor_
 
 def test_a_replaced_attempt_is_not_told_of_a_cancel(engine: Engine, jobs: Jobs) -> None:
     new = _submitted(engine, jobs)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     ClaimStore(engine=engine).put_back(fence, reason="x")
-    _claimed(engine)
+    claimed(engine)
     jobs.cancel(new.id)
     attempt = AttemptStore(engine=engine, fence=fence)
     for ask in (attempt.is_cancel_requested, attempt.note_cancel_seen):
@@ -284,27 +244,12 @@ def test_a_replaced_attempt_is_not_told_of_a_cancel(engine: Engine, jobs: Jobs) 
             ask()
 
 
-def _at_once(*acts: Callable[[], object]) -> list[object]:
-    """Everything in threads of their own, begun together; what each returned or raised."""
-    together = threading.Barrier(len(acts))
-
-    def run(act: Callable[[], object]) -> object:
-        together.wait()
-        try:
-            return act()
-        except LeaseLost as error:
-            return error
-
-    with ThreadPoolExecutor(len(acts)) as pool:
-        return [future.result() for future in [pool.submit(run, act) for act in acts]]
-
-
 def test_of_many_requests_at_once_one_counts(engine: Engine, jobs: Jobs) -> None:
     for is_running in (False, True):
         new = _submitted(engine, jobs)
         if is_running:
-            _claimed(engine)
-        answers = _at_once(*[lambda new=new: jobs.cancel(new.id)] * 6)
+            claimed(engine)
+        answers = at_once(*[lambda new=new: jobs.cancel(new.id)] * 6)
         first = CancelAnswer.WHEN_STOPPED if is_running else CancelAnswer.AT_ONCE
         assert answers.count(first) == 1
         assert answers.count(CancelAnswer.NOTED if is_running else CancelAnswer.OVER) == 5
@@ -314,11 +259,11 @@ def test_of_many_requests_at_once_one_counts(engine: Engine, jobs: Jobs) -> None
 def test_a_claim_and_a_cancel_at_once_leave_a_job_that_runs_or_is_cancelled(engine: Engine, jobs: Jobs) -> None:
     for _ in range(25):
         new = _submitted(engine, jobs)
-        claimed, answer = _at_once(lambda: claim(engine), lambda new=new: jobs.cancel(new.id))
-        if isinstance(claimed, Claim):
+        taken, answer = at_once(lambda: claim(engine), lambda new=new: jobs.cancel(new.id))
+        if isinstance(taken, Claim):
             assert answer is CancelAnswer.WHEN_STOPPED
             assert _states(jobs, new) == ("cancelling", ["running"])
-            EndingStore(engine=engine).finalize(claimed.fence, lost=Failure("cancelled", "stopped"))
+            EndingStore(engine=engine).finalize(taken.fence, lost=Failure("cancelled", "stopped"))
         else:
             assert answer is CancelAnswer.AT_ONCE
         assert _states(jobs, new) == ("cancelled", ["cancelled"])
@@ -330,7 +275,7 @@ def test_a_cancel_waits_for_a_claim_in_flight_and_sees_what_it_did(engine: Engin
     with ThreadPoolExecutor(1) as pool, engine.connect() as claiming:
         claiming.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": new.id})
         answer = pool.submit(jobs.cancel, new.id)
-        _wait_for_lock(engine)
+        wait_for_lock(engine)
         claiming.execute(text("UPDATE jobs SET status = 'running' WHERE id = :id"), {"id": new.id})
         claiming.execute(
             text("UPDATE steps SET status = 'running', lease_token = gen_random_uuid() WHERE job_id = :id"),
@@ -343,12 +288,12 @@ def test_a_cancel_waits_for_a_claim_in_flight_and_sees_what_it_did(engine: Engin
 
 def test_a_job_never_ends_before_its_cancel_was_asked_for(engine: Engine, jobs: Jobs) -> None:
     new = _submitted(engine, jobs)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     with ThreadPoolExecutor(1) as pool, engine.connect() as cancelling:
         cancelling.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": new.id})
         # Its transaction begins now, and ends after the other one.
         ending = pool.submit(EndingStore(engine=engine).finalize, fence, lost=Failure("node_lost", "gone"))
-        _wait_for_lock(engine)
+        wait_for_lock(engine)
         cancelling.execute(
             text("UPDATE jobs SET status = 'cancelling', cancel_requested_at = clock_timestamp() WHERE id = :id"),
             {"id": new.id},
@@ -368,33 +313,20 @@ def test_a_claim_passes_by_a_job_that_is_being_cancelled(engine: Engine, jobs: J
     other = _submitted(engine, jobs)
     with engine.connect() as cancelling:
         cancelling.execute(text("SELECT 1 FROM jobs WHERE id = :id FOR UPDATE"), {"id": new.id})
-        assert _claimed(engine).fence.job_id == other.id
-
-
-def _wait_for_lock(engine: Engine) -> None:
-    waiting = text(
-        "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
-    )
-    done = threading.Event()
-    for _ in range(1000):
-        with engine.connect() as connection:
-            if connection.execute(waiting).scalar_one():
-                return
-        done.wait(0.01)
-    raise AssertionError("nobody waits for a lock")
+        assert claimed(engine).fence.job_id == other.id
 
 
 def test_an_ending_and_a_cancel_at_once_give_one_end(engine: Engine, jobs: Jobs) -> None:
     seen: set[str] = set()
     for turn in range(25):
         new = _submitted(engine, jobs)
-        fence = _claimed(engine).fence
+        fence = claimed(engine).fence
         attempt = AttemptStore(engine=engine, fence=fence)
         if turn % 2:
-            attempt.publish(_artifact(0))
+            attempt.publish(an_artifact(0))
         else:
             attempt.report(Outcome(Failure("runner_crashed", "gone")), metadata={})
-        ended, answer = _at_once(
+        ended, answer = at_once(
             lambda fence=fence: EndingStore(engine=engine).finalize(fence), lambda new=new: jobs.cancel(new.id)
         )
         assert not isinstance(ended, LeaseLost)

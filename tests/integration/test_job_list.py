@@ -2,68 +2,26 @@
 
 import threading
 import uuid
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
-import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, event, text
 from sqlalchemy.dialects import postgresql
 from uuid6 import uuid7
 
-from dreamforge.api.app import create_app
 from dreamforge.api.cursor import decode_job_cursor, encode_job_cursor
-from dreamforge.api.state import ApiRules, ApiState
-from dreamforge.embedded.object_store import ObjectStore
+from dreamforge.api.state import ApiState
 from dreamforge.jobs.events import ItemStarted
 from dreamforge.jobs.outcome import Failure
 from dreamforge.store.attempts import AttemptStore
 from dreamforge.store.endings import EndingStore
-from dreamforge.store.engine import open_async_engine, open_engine
 from dreamforge.store.listing import JobFilter, JobPlace, page_of_jobs
 from dreamforge.store.models import NewModel
+from tests.integration.door import GOOD, assert_envelope
 from tests.integration.factories import Jobs, a_job, a_model, claim
 
-GOOD = {"type": "generate", "params": {"prompt": "a lighthouse at dawn"}}
 START = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = open_engine(database_url, application="tests", pool_size=8)
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE jobs, models CASCADE"))
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def jobs(database_url: str) -> Jobs:
-    return Jobs(database_url)
-
-
-@pytest.fixture
-def model(engine: Engine) -> NewModel:
-    return a_model(engine, name="tiny")
-
-
-@pytest.fixture
-def state(database_url: str, redis_url: str, object_store: ObjectStore) -> ApiState:
-    return ApiState(
-        engine=open_async_engine(database_url, application="tests"),
-        blobs=object_store.blobs(),
-        redis_url=redis_url,
-        rules=ApiRules(redis_outage="accept", max_body=1024 * 1024, presign_ttl=60, heartbeat_seconds=5.0),
-    )
-
-
-@pytest.fixture
-def client(state: ApiState, model: NewModel) -> Iterator[TestClient]:
-    assert model
-    with TestClient(create_app(state)) as client:
-        yield client
 
 
 def _write(engine: Engine, model: NewModel, *, count: int, created_at: str, status: str = "queued") -> None:
@@ -87,13 +45,6 @@ def _ids(client: TestClient, query: str) -> list[str]:
     response = client.get(f"/v1/jobs?{query}")
     assert response.status_code == 200, response.text
     return [job["id"] for job in response.json()["items"]]
-
-
-def _refusal(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:
-    assert response.status_code == status, response.text
-    error: dict[str, Any] = response.json()["error"]
-    assert error["code"] == code
-    return error
 
 
 def test_two_thousand_jobs_are_paged_once_each_while_others_are_added(
@@ -134,7 +85,7 @@ def test_two_thousand_jobs_are_paged_once_each_while_others_are_added(
     assert len(paged[1]) == len(set(paged[1])) > len(expected)
 
 
-def test_a_page_is_read_in_three_statements(state: ApiState, client: TestClient, model: NewModel, jobs: Jobs) -> None:
+def test_a_page_is_read_in_four_statements(state: ApiState, client: TestClient, model: NewModel, jobs: Jobs) -> None:
     for _ in range(30):
         jobs.submit(a_job(model, count=3))
     statements: list[str] = []
@@ -147,7 +98,8 @@ def test_a_page_is_read_in_three_statements(state: ApiState, client: TestClient,
     assert len(page["items"]) == 20
     assert {job["progress"]["items_total"] for job in page["items"]} == {3}
     assert [len(job["steps"]) for job in page["items"]] == [1] * 20
-    assert len(statements) == 3, statements
+    assert [job["progress"]["queue_position"] for job in page["items"]] == list(range(30, 10, -1))
+    assert len(statements) == 4, statements
 
 
 def test_the_index_answers_a_page_far_down(engine: Engine, model: NewModel) -> None:
@@ -201,7 +153,7 @@ def test_jobs_are_filtered_by_status_type_model_and_time(client: TestClient, eng
 
 def test_an_unknown_model_is_said_to_be_unknown(client: TestClient) -> None:
     for reference in ("sdxl-base", "tiny@9", str(uuid.uuid4())):
-        error = _refusal(client.get(f"/v1/jobs?model_id={reference}"), 422, "unknown_model")
+        error = assert_envelope(client.get(f"/v1/jobs?model_id={reference}"), 422, "unknown_model")
         assert error["message"] == f"No model '{reference}'. Installed: tiny."
 
 
@@ -227,7 +179,7 @@ def test_other_users_jobs_are_not_listed(client: TestClient, engine: Engine) -> 
     ],
 )
 def test_bad_filters_are_refused_by_path(client: TestClient, query: str, path: str) -> None:
-    error = _refusal(client.get(f"/v1/jobs?{query}"), 422, "invalid_request")
+    error = assert_envelope(client.get(f"/v1/jobs?{query}"), 422, "invalid_request")
     assert any(part["path"].startswith(f"query.{path}") for part in error["details"]["errors"]), error
 
 
@@ -243,8 +195,8 @@ def test_a_made_up_cursor_is_refused(client: TestClient) -> None:
     cursor = client.get("/v1/jobs?limit=1").json()["next_cursor"]
     assert _ids(client, f"cursor={cursor}") == [job["id"]]
     for made_up in ("banana", cursor[:-2], cursor[::-1], "=", "%00"):
-        _refusal(client.get(f"/v1/jobs?cursor={made_up}"), 400, "invalid_request")
-    _refusal(client.get(f"{job['links']['artifacts']}?cursor={cursor}"), 400, "invalid_request")
+        assert_envelope(client.get(f"/v1/jobs?cursor={made_up}"), 400, "invalid_request")
+    assert_envelope(client.get(f"{job['links']['artifacts']}?cursor={cursor}"), 400, "invalid_request")
 
 
 def test_a_queued_job_is_cancelled_by_the_first_request_and_over_for_the_next(client: TestClient) -> None:
@@ -274,8 +226,8 @@ def test_a_running_job_is_cancelling_until_it_has_stopped(client: TestClient, en
 
 def test_what_is_no_job_cannot_be_cancelled(client: TestClient) -> None:
     for id in (str(uuid7()), "17"):
-        _refusal(client.post(f"/v1/jobs/{id}/cancel"), 404, "not_found")
-    _refusal(client.get(f"/v1/jobs/{uuid7()}/cancel"), 405, "method_not_allowed")
+        assert_envelope(client.post(f"/v1/jobs/{id}/cancel"), 404, "not_found")
+    assert_envelope(client.get(f"/v1/jobs/{uuid7()}/cancel"), 405, "method_not_allowed")
 
 
 def test_every_link_of_a_job_leads_somewhere(client: TestClient) -> None:

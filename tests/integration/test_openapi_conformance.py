@@ -13,7 +13,7 @@ from schemathesis.specs.openapi import checks
 
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.models import NewModel
-from tests.integration.door import GOOD, make_app, served
+from tests.integration.door import GOOD, api_state, served
 from tests.openapi_document import document
 
 _CASES = 25
@@ -39,7 +39,7 @@ def job_id(url: str) -> str:
 def url(database_url: str, redis_url: str, object_store: ObjectStore, model: NewModel) -> Iterator[str]:
     """The application, on a port of its own."""
     assert model
-    with served(make_app(database_url, redis_url, object_store.blobs())) as url:
+    with served(api_state(database_url, redis_url, object_store.blobs())) as url:
         yield url
 
 

@@ -2,63 +2,25 @@
 
 import threading
 import uuid
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 from sqlalchemy.exc import IntegrityError
-from uuid6 import uuid7
 
 from dreamforge.errors import DatabaseUnavailable, LeaseLost
 from dreamforge.jobs.events import ItemProgress, ItemStarted, StepStarted
 from dreamforge.jobs.job import Lane, Priority, StepStatus
 from dreamforge.jobs.outcome import Failure, Outcome
-from dreamforge.store.attempts import AttemptStore, NewArtifact
-from dreamforge.store.claims import Claim, ClaimStore
+from dreamforge.store.attempts import AttemptStore
+from dreamforge.store.claims import ClaimStore
 from dreamforge.store.endings import EndingStore
 from dreamforge.store.engine import open_engine
 from dreamforge.store.events import EventFilter
 from dreamforge.store.fence import Fence
-from tests.integration.factories import Jobs, a_job, a_model, claim
+from tests.integration.factories import Jobs, a_job, a_model, an_artifact, claim, claimed
 
 pytestmark = pytest.mark.every_server
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = open_engine(database_url, application="tests", pool_size=12)
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE jobs, models CASCADE"))
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def jobs(database_url: str) -> Jobs:
-    return Jobs(database_url)
-
-
-def _claimed(engine: Engine) -> Claim:
-    claimed = claim(engine)
-    assert claimed is not None
-    return claimed
-
-
-def _artifact(index: int) -> NewArtifact:
-    return NewArtifact(
-        id=uuid7(),
-        item_index=index,
-        format="png",
-        width=64,
-        height=64,
-        seed=5,
-        s3_key=f"key-{uuid.uuid4()}",
-        size_bytes=3,
-        checksum="ff" * 32,
-        metadata={},
-        timings={"denoise": 0.1},
-    )
 
 
 def test_a_submitted_job_is_queued_with_its_items_and_one_event(engine: Engine, jobs: Jobs) -> None:
@@ -72,8 +34,8 @@ def test_a_submitted_job_is_queued_with_its_items_and_one_event(engine: Engine, 
 def test_a_claim_raises_the_attempt_and_starts_the_job(engine: Engine, jobs: Jobs) -> None:
     new = a_job(a_model(engine))
     jobs.submit(new)
-    claimed = _claimed(engine)
-    assert (claimed.fence.job_id, claimed.fence.attempt) == (new.id, 1)
+    fence = claimed(engine).fence
+    assert (fence.job_id, fence.attempt) == (new.id, 1)
     record = jobs.find(new.id)
     assert (record.job.status, record.steps[0].status) == ("running", "running")
     assert claim(engine) is None
@@ -85,7 +47,7 @@ def test_urgent_jobs_are_claimed_first_and_equal_ones_by_age(engine: Engine, job
     submitted.append(a_job(model, priority=Priority.HIGH))
     for new in submitted:
         jobs.submit(new)
-    order = [_claimed(engine).fence.job_id for _ in submitted]
+    order = [claimed(engine).fence.job_id for _ in submitted]
     low, normal, high, high_too = (new.id for new in submitted)
     assert order == [high, high_too, normal, low]
 
@@ -100,9 +62,9 @@ def test_many_claimers_never_share_a_step(engine: Engine, jobs: Jobs) -> None:
         # SKIP LOCKED may answer "nothing" while others hold rows: only an empty queue ends the work.
         claims = ClaimStore(engine=engine)
         while claims.due(lane=Lane.GPU, limit=1):
-            claimed = claim(engine)
-            if claimed:
-                taken.append(claimed.fence.step_id)
+            step = claim(engine)
+            if step:
+                taken.append(step.fence.step_id)
 
     threads = [threading.Thread(target=work) for _ in range(8)]
     for thread in threads:
@@ -114,7 +76,7 @@ def test_many_claimers_never_share_a_step(engine: Engine, jobs: Jobs) -> None:
 
 def test_the_slot_renews_until_the_supervisor_has_started(engine: Engine, jobs: Jobs) -> None:
     jobs.submit(a_job(a_model(engine)))
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     claims, attempt = ClaimStore(engine=engine), AttemptStore(engine=engine, fence=fence)
     assert claims.renew_unstarted(fence, lease_seconds=30)
     attempt.start(StepStarted(step="generate", attempt=1, node="n"), metadata={"node": "n"})
@@ -125,13 +87,13 @@ def test_the_slot_renews_until_the_supervisor_has_started(engine: Engine, jobs: 
 def test_a_step_goes_from_claim_to_success(engine: Engine, jobs: Jobs) -> None:
     new = a_job(a_model(engine), count=2)
     jobs.submit(new)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     attempt = AttemptStore(engine=engine, fence=fence)
     attempt.start(StepStarted(step="generate", attempt=1, node="n"), metadata={"node": "n"})
     for index in range(2):
         attempt.begin_item(ItemStarted(item_index=index, seed=5))
         attempt.record_progress(ItemProgress(item_index=index, stage="denoise", stage_progress=0.5, progress=0.46))
-        attempt.publish(_artifact(index))
+        attempt.publish(an_artifact(index))
     attempt.report(Outcome(), metadata={"memory": {}})
     assert EndingStore(engine=engine).finalize(fence).status is StepStatus.SUCCEEDED
     record = jobs.find(new.id)
@@ -148,7 +110,7 @@ def test_a_step_goes_from_claim_to_success(engine: Engine, jobs: Jobs) -> None:
 def test_progress_never_goes_down(engine: Engine, jobs: Jobs) -> None:
     new = a_job(a_model(engine))
     jobs.submit(new)
-    attempt = AttemptStore(engine=engine, fence=_claimed(engine).fence)
+    attempt = AttemptStore(engine=engine, fence=claimed(engine).fence)
     for progress in (0.6, 0.2):
         attempt.record_progress(ItemProgress(item_index=0, stage="denoise", stage_progress=0.1, progress=progress))
     assert jobs.find(new.id).job.progress == pytest.approx(0.6)
@@ -157,7 +119,7 @@ def test_progress_never_goes_down(engine: Engine, jobs: Jobs) -> None:
 def test_a_failed_step_fails_its_job_with_its_error(engine: Engine, jobs: Jobs) -> None:
     new = a_job(a_model(engine))
     jobs.submit(new)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     failure = Failure("oom", "too large", {"free_bytes": 1}, ["try 512x512"])
     AttemptStore(engine=engine, fence=fence).report(Outcome(failure), metadata={})
     EndingStore(engine=engine).finalize(fence)
@@ -172,7 +134,7 @@ def test_a_failed_step_fails_its_job_with_its_error(engine: Engine, jobs: Jobs) 
 
 def test_a_step_is_finalized_once(engine: Engine, jobs: Jobs) -> None:
     jobs.submit(a_job(a_model(engine)))
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     EndingStore(engine=engine).finalize(fence, lost=Failure("node_lost", "gone"))
     with pytest.raises(LeaseLost):
         EndingStore(engine=engine).finalize(fence)
@@ -185,14 +147,14 @@ def _stale(fence: Fence) -> list[Fence]:
 def test_a_replaced_attempt_writes_nothing(engine: Engine, jobs: Jobs) -> None:
     new = a_job(a_model(engine))
     jobs.submit(new)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
     before = jobs.events(new.id)
     for stale in _stale(fence):
         attempt = AttemptStore(engine=engine, fence=stale)
         writes = (
             lambda attempt=attempt: attempt.start(StepStarted(step="g", attempt=1, node="n"), metadata={}),
             lambda attempt=attempt: attempt.begin_item(ItemStarted(item_index=0, seed=1)),
-            lambda attempt=attempt: attempt.publish(_artifact(0)),
+            lambda attempt=attempt: attempt.publish(an_artifact(0)),
             lambda attempt=attempt: attempt.report(Outcome(), metadata={}),
             lambda attempt=attempt: attempt.renew(lease_seconds=30),
             lambda stale=stale: EndingStore(engine=engine).finalize(stale),
@@ -208,34 +170,34 @@ def test_a_replaced_attempt_writes_nothing(engine: Engine, jobs: Jobs) -> None:
 def test_a_step_that_was_put_back_goes_on_where_it_was(engine: Engine, jobs: Jobs) -> None:
     new = a_job(a_model(engine), count=2)
     jobs.submit(new)
-    first = _claimed(engine).fence
+    first = claimed(engine).fence
     attempt = AttemptStore(engine=engine, fence=first)
     attempt.begin_item(ItemStarted(item_index=0, seed=11))
-    attempt.publish(_artifact(0))
+    attempt.publish(an_artifact(0))
     attempt.begin_item(ItemStarted(item_index=1, seed=12))
     ClaimStore(engine=engine).put_back(first, reason="dispatcher_stopped")
-    second = _claimed(engine).fence
+    second = claimed(engine).fence
     assert second.attempt == 2
     call = AttemptStore(engine=engine, fence=second).load_call()
     assert [(item.index, item.seed) for item in call.items] == [(1, 12)]
     with pytest.raises(LeaseLost):
-        attempt.publish(_artifact(1))
+        attempt.publish(an_artifact(1))
 
 
-def test_an_item_has_one_artifact(engine: Engine, jobs: Jobs) -> None:
+def test_an_item_has_onean_artifact(engine: Engine, jobs: Jobs) -> None:
     new = a_job(a_model(engine))
     jobs.submit(new)
-    attempt = AttemptStore(engine=engine, fence=_claimed(engine).fence)
-    attempt.publish(_artifact(0))
+    attempt = AttemptStore(engine=engine, fence=claimed(engine).fence)
+    attempt.publish(an_artifact(0))
     with pytest.raises(IntegrityError):
-        attempt.publish(_artifact(0))
+        attempt.publish(an_artifact(0))
     assert jobs.find(new.id).job.items_done == 1
 
 
 def test_events_of_many_writers_are_dense_and_none_is_lost(engine: Engine, jobs: Jobs) -> None:
     new = a_job(a_model(engine), count=4)
     jobs.submit(new)
-    fence = _claimed(engine).fence
+    fence = claimed(engine).fence
 
     def write(index: int) -> None:
         attempt = AttemptStore(engine=engine, fence=fence)
@@ -253,7 +215,7 @@ def test_events_of_many_writers_are_dense_and_none_is_lost(engine: Engine, jobs:
 def test_events_are_filtered_by_level_code_item_and_place(engine: Engine, jobs: Jobs) -> None:
     new = a_job(a_model(engine), count=2)
     jobs.submit(new)
-    attempt = AttemptStore(engine=engine, fence=_claimed(engine).fence)
+    attempt = AttemptStore(engine=engine, fence=claimed(engine).fence)
     for index in range(2):
         attempt.begin_item(ItemStarted(item_index=index, seed=index))
     assert [event.payload for event in jobs.events(new.id, EventFilter(item_index=1))] == [{"item_index": 1, "seed": 1}]

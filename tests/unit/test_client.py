@@ -25,6 +25,7 @@ from dreamforge.client.flows import (
     Give,
     Pause,
     answered,
+    deleted,
     downloaded,
     followed,
     paged,
@@ -142,7 +143,63 @@ def test_it_gives_up_after_its_pauses() -> None:
         Played(answered(calls.get_job("1")), *[AWAY] * (len(RETRY_PAUSES) + 1))
 
 
-@pytest.mark.parametrize("call", [calls.submit_job({}), calls.cancel_job("1")])
+def test_a_post_with_a_key_is_repeated_as_it_was() -> None:
+    call = calls.submit_job({}, key="k", wait=30)
+    assert (call.headers, call.patience) == ((("Idempotency-Key", "k"), ("Prefer", "wait=30")), 30)
+    played = Played(answered(call), AWAY, _api_error(503), UnexpectedAnswer(URL, status=502), "there")
+    assert (played.result, tuple(played.pauses)) == ("there", RETRY_PAUSES)
+    with pytest.raises(ApiError):
+        Played(answered(call), _api_error(422, "idempotency_key_reused"))
+
+
+def test_what_writes_waits_as_long_as_the_service_says_and_what_reads_does_not() -> None:
+    envelope = json.dumps({"error": {"code": "database_unavailable", "message": "Away."}}).encode()
+    for header, seconds in (("5", 5.0), ("0", None), ("999999", 30.0), ("Wed, 21 Oct 2026 07:28:00 GMT", None)):
+        error = read_answer(calls.get_job("1"), URL, 503, envelope, retry_after=header)
+        assert isinstance(error, ApiError)
+        assert Played(answered(calls.submit_job({}, key="k")), error, "there").pauses == [seconds or RETRY_PAUSES[0]]
+        assert Played(answered(calls.get_job("1")), error, "there").pauses == [RETRY_PAUSES[0]]
+
+
+@pytest.mark.parametrize("key", ["", "a" * 256, "a b", "caf\xe9", "line\nbreak"])
+def test_what_is_no_key_is_refused_before_it_is_sent(key: str) -> None:
+    with pytest.raises(ValueError, match="visible ASCII"):
+        calls.submit_job({}, key=key)
+
+
+@pytest.mark.parametrize("wait", [-1, 61])
+def test_a_wait_has_its_limits(wait: int) -> None:
+    with pytest.raises(ValueError, match="60 seconds"):
+        calls.submit_job({}, wait=wait)
+
+
+def test_new_keys_are_keys_and_differ() -> None:
+    keys = {calls.new_key() for _ in range(100)}
+    assert len(keys) == 100
+    assert all(calls.submit_job({}, key=key).is_idempotent for key in keys)
+
+
+def test_a_deletion_whose_answer_was_lost_is_done() -> None:
+    def lost_then_gone() -> tuple[list[frozenset[int]], object]:
+        asked: list[frozenset[int]] = []
+        with Course(deleted("1")) as course:
+            while course.effect is not None:
+                if isinstance(course.effect, Pause):
+                    course.answer(None)
+                    continue
+                assert isinstance(course.effect, Call)
+                asked.append(course.effect.answers)
+                course.answer(AWAY if len(asked) == 1 else read_answer(course.effect, URL, 404, b"{}"))
+            return asked, course.result
+
+    assert lost_then_gone() == ([frozenset(), frozenset({404})], None)
+    with pytest.raises(ApiError):
+        Played(deleted("1"), _api_error(404, "not_found"))
+    with pytest.raises(ApiError):
+        Played(deleted("1"), AWAY, _api_error(409, "conflict"))
+
+
+@pytest.mark.parametrize("call", [calls.submit_job({}), calls.cancel_job("1"), calls.retry_job("1")])
 def test_a_call_that_writes_is_made_once(call: Call[Job]) -> None:
     with pytest.raises(Unreachable):
         Played(answered(call), AWAY)

@@ -1,5 +1,7 @@
 """`/v1/jobs`."""
 
+import asyncio
+import logging
 import uuid
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
@@ -8,6 +10,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime, StringConstraints
 
+from dreamforge.api import idempotency, preference
 from dreamforge.api.body import StrictRoute
 from dreamforge.api.cursor import (
     decode_artifact_cursor,
@@ -16,13 +19,15 @@ from dreamforge.api.cursor import (
     encode_job_cursor,
 )
 from dreamforge.api.errors import error_responses
+from dreamforge.api.idempotency import key_of
 from dreamforge.api.model_reference import known_models
+from dreamforge.api.preference import wait_of
 from dreamforge.api.request_id import request_id_of
 from dreamforge.api.schemas import ArtifactList, CreateJob, Job, JobList, LogLine
 from dreamforge.api.state import ApiState, State
-from dreamforge.api.submit import submit_job
+from dreamforge.api.submit import retry_job, submit_job
 from dreamforge.api.views import artifact_view, job_view, log_line
-from dreamforge.errors import NotFound
+from dreamforge.errors import DatabaseUnavailable, NotFound, StorageUnavailable
 from dreamforge.jobs.cancellation import CancelAnswer
 from dreamforge.jobs.events import EventCode
 from dreamforge.jobs.job import JobStatus, JobType
@@ -30,8 +35,10 @@ from dreamforge.store.events import EventFilter, EventRecord
 from dreamforge.store.jobs import JobRecord
 from dreamforge.store.listing import JobFilter, JobPlace
 
+log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
+_NO_JOB = "There is no such job."
 NDJSON = "application/x-ndjson"
 Limit = Annotated[int, Query(ge=1, le=200, description="Most items of a page.")]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
@@ -48,13 +55,38 @@ ModelReference = Annotated[
     operation_id="create_job",
     summary="Create a job",
     responses=error_responses(400, 413, 415, 422, 503),
+    openapi_extra={"parameters": [idempotency.PARAMETER, preference.PARAMETER]},
 )
 async def create_job(body: CreateJob, request: Request, response: Response, state: State) -> Job:
-    """Accept a job. It is in Postgres before the answer leaves, and ends exactly once."""
-    record = await submit_job(body, state, request_id=request_id_of(request))
+    """Accept a job. It is in Postgres before the answer leaves, and ends exactly once.
+
+    With an `Idempotency-Key` it may be posted again, when the answer was lost: there is one job. With `Prefer: wait=30`
+    the answer is held until the job is over, or the time is.
+    """
+    key = await key_of(request, ttl=state.rules.idempotency_ttl)
+    seconds = wait_of(request)
+    submitted = await submit_job(body, state, request_id=request_id_of(request), key=key)
+    record = submitted.record
+    if submitted.is_replay:
+        response.headers["Idempotency-Replayed"] = "true"
+    if seconds is not None:
+        response.headers["Preference-Applied"] = f"wait={seconds}"
+        record = await _held(record, request, state, seconds=seconds)
     view = job_view(record)
     response.headers["Location"] = view.links.self
     return view
+
+
+async def _held(record: JobRecord, request: Request, state: ApiState, *, seconds: int) -> JobRecord:
+    """The job as it is when it is over, or when the seconds are."""
+    if JobStatus(record.job.status).is_terminal:
+        return record
+    await state.job_ends.wait(record.job.id, seconds=seconds, has_left=request.is_disconnected)
+    try:
+        return await state.jobs.find(record.job.id) or record
+    except DatabaseUnavailable:
+        # The job is accepted, whatever can be said of it now.
+        return record
 
 
 @router.get("", operation_id="list_jobs", summary="List jobs", responses=error_responses(400, 422, 503))
@@ -106,6 +138,42 @@ async def cancel_job(job_id: str, response: Response, state: State) -> Job:
     if answer is CancelAnswer.OVER:
         response.status_code = 200
     return job_view(await _find(job_id, state))
+
+
+@router.post(
+    "/{job_id}/retry",
+    status_code=202,
+    operation_id="retry_job",
+    summary="Retry a job",
+    responses=error_responses(404, 409, 503),
+)
+async def retry(job_id: str, request: Request, state: State) -> Job:
+    """Queue a job again that has failed or was cancelled. Images that are finished stay, and are not drawn again."""
+    if not await retry_job(_id(job_id), state, request_id=request_id_of(request)):
+        raise NotFound(_NO_JOB)
+    return job_view(await _find(job_id, state))
+
+
+@router.delete(
+    "/{job_id}",
+    status_code=204,
+    operation_id="delete_job",
+    summary="Delete a job",
+    responses=error_responses(404, 409, 503),
+)
+async def delete_job(job_id: str, state: State) -> None:
+    """Delete a job that is over, its images and its events. Its presigned URLs end, and its Idempotency-Key is free."""
+    keys = await state.jobs.delete(_id(job_id))
+    if keys is None:
+        raise NotFound(_NO_JOB)
+    try:
+        await asyncio.to_thread(state.blobs.remove, keys)
+    except StorageUnavailable as error:
+        # The rows are gone and so is the job: what is left in the bucket has no row, and is swept up by that.
+        log.warning(
+            "left objects of a deleted job to the sweep",
+            extra={"job_id": job_id, "objects": len(keys), "reason": error.message},
+        )
 
 
 @router.get(
@@ -162,10 +230,14 @@ async def _lines(first: EventRecord | None, events: AsyncIterator[EventRecord]) 
 
 
 async def _find(job_id: str, state: ApiState) -> JobRecord:
-    try:
-        record = await state.jobs.find(uuid.UUID(job_id))
-    except ValueError:
-        record = None
+    record = await state.jobs.find(_id(job_id))
     if record is None:
-        raise NotFound("There is no such job.")
+        raise NotFound(_NO_JOB)
     return record
+
+
+def _id(job_id: str) -> uuid.UUID:
+    try:
+        return uuid.UUID(job_id)
+    except ValueError as error:
+        raise NotFound(_NO_JOB) from error

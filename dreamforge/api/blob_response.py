@@ -1,0 +1,34 @@
+"""An object of the store, passed on to a client a piece at a time."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping
+
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from dreamforge.blobs import Blob
+
+CHUNK = 256 * 1024
+"""Bytes of an object that are in memory at a time."""
+
+
+class BlobResponse(StreamingResponse):
+    """Streams ``blob``, and gives its connection back however the answer ends: also when the client leaves."""
+
+    def __init__(self, blob: Blob, *, headers: Mapping[str, str]) -> None:
+        super().__init__(_chunks(blob), headers=headers)
+        self._blob = blob
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            # Not awaited, since this may be the end of a cancelled task; in a thread, since one that is still reading
+            # from a store that does not answer holds it up.
+            asyncio.get_running_loop().run_in_executor(None, self._blob.close)
+
+
+async def _chunks(blob: Blob) -> AsyncGenerator[bytes]:
+    while chunk := await asyncio.to_thread(blob.read, CHUNK):
+        yield chunk

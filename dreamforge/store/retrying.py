@@ -1,0 +1,94 @@
+"""A person's retry: a job that failed or was cancelled is queued again, and keeps the images it has."""
+
+import uuid
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, select, update
+
+from dreamforge.errors import Conflict
+from dreamforge.jobs.events import JobQueued
+from dreamforge.jobs.job import (
+    ItemStatus,
+    JobStatus,
+    Lane,
+    StepStatus,
+    legal_predecessors,
+    legal_step_predecessors,
+)
+from dreamforge.store import events
+from dreamforge.store.tables import ItemRow, JobRow, StepRow
+from dreamforge.store.transitions import move_job
+
+_ENDED = tuple(status for status in legal_step_predecessors(StepStatus.QUEUED) if status.is_terminal)
+
+
+@dataclass(frozen=True)
+class QueuedStep:
+    """The step that a retry has made due. ``attempt`` is that of its last run."""
+
+    id: uuid.UUID
+    name: str
+    lane: Lane
+    attempt: int
+
+
+def retry_job(connection: Connection, job_id: uuid.UUID, *, user_id: str) -> QueuedStep | None:
+    """Queue the job again; None when this user has no such job.
+
+    The first step that has not succeeded is due, those behind it wait for it, and each has its whole budget again.
+    Attempts go on being counted, and progress stays. Raises ``Conflict`` for a job that has not failed and was not
+    cancelled.
+    """
+    status = connection.scalar(
+        select(JobRow.status).where(JobRow.id == job_id, JobRow.user_id == user_id).with_for_update()
+    )
+    if status is None:
+        return None
+    if status not in legal_predecessors(JobStatus.QUEUED):
+        raise Conflict(
+            f"Only a job that failed or was cancelled can be retried; this one is {status}.",
+            details={"status": status},
+        )
+    steps = connection.execute(
+        select(StepRow.id, StepRow.name, StepRow.lane, StepRow.attempt)
+        .where(StepRow.job_id == job_id, StepRow.status.in_(_ENDED))
+        .order_by(StepRow.position)
+        .with_for_update()
+    ).all()
+    if not steps:
+        raise Conflict("Every step of the job has succeeded: there is nothing to retry.", details={"status": status})
+    first, *later = steps
+    _renew_step(connection, first.id, StepStatus.QUEUED)
+    for step in later:
+        _renew_step(connection, step.id, StepStatus.WAITING)
+    move_job(connection, job_id, JobStatus.QUEUED, cancel_requested_at=None, error_json=None, finished_at=None)
+    connection.execute(*events.append(JobQueued(reason="retry"), job_id=job_id))
+    return QueuedStep(id=first.id, name=first.name, lane=Lane(first.lane), attempt=first.attempt)
+
+
+def _renew_step(connection: Connection, step_id: uuid.UUID, status: StepStatus) -> None:
+    connection.execute(
+        update(StepRow)
+        .where(StepRow.id == step_id, StepRow.status.in_(legal_step_predecessors(status)))
+        .values(
+            status=status,
+            failures=0,
+            crashes=0,
+            rescues=0,
+            next_attempt_at=None,
+            lease_token=None,
+            lease_expires_at=None,
+            cancel_seen_at=None,
+            started_at=None,
+            finished_at=None,
+            outcome_json=None,
+            error_json=None,
+        )
+    )
+    # Begun and not finished: nobody draws it. Its seed stays, and its progress, which never goes down; its start does
+    # not, since the time in between is not the time it takes.
+    connection.execute(
+        update(ItemRow)
+        .where(ItemRow.step_id == step_id, ItemRow.status == ItemStatus.RUNNING)
+        .values(status=ItemStatus.PENDING, stage=None, started_at=None)
+    )
