@@ -5,6 +5,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
+from deployments.leaving import before_leaving
 from deployments.loopback import keep_to_loopback
 from deployments.placement import on_head
 from deployments.resources import database_url, open_blobs, redis_url
@@ -12,6 +13,7 @@ from dreamforge import settings as environment
 from dreamforge import telemetry
 from dreamforge.api.app import create_app
 from dreamforge.api.state import ApiRules, ApiState
+from dreamforge.api.tail import StreamRules
 from dreamforge.store.engine import open_async_engine
 
 
@@ -33,7 +35,9 @@ def build(arguments: ApiArguments) -> Application:
 
     def on_replica() -> FastAPI:
         keep_to_loopback()
-        return build_app(database_connections=arguments.database_connections)
+        app = build_app(database_connections=arguments.database_connections)
+        before_leaving(app.state.api.tail.end)
+        return app
 
     deploy = serve.deployment(
         name="Api",
@@ -63,6 +67,12 @@ def build_app(*, database_connections: int = 10) -> FastAPI:
                 presign_ttl=settings.presign_ttl,
                 heartbeat_seconds=settings.heartbeat_seconds,
                 server_adds_request_id=True,
+                streams=StreamRules(
+                    poll=settings.stream_poll_seconds,
+                    idle=settings.stream_idle_seconds,
+                    keep_alive=settings.stream_keep_alive_seconds,
+                    stall=settings.stream_stall_seconds,
+                ),
             ),
         )
     )

@@ -8,7 +8,7 @@ from fastapi import FastAPI
 from dreamforge import __version__
 from dreamforge.api.errors import install_error_handlers
 from dreamforge.api.request_id import RequestIdMiddleware
-from dreamforge.api.routes import health, jobs, models
+from dreamforge.api.routes import events, health, jobs, models
 from dreamforge.api.state import ApiState
 
 
@@ -29,6 +29,6 @@ def create_app(state: ApiState) -> FastAPI:
     app.state.api = state
     app.add_middleware(RequestIdMiddleware, adds_header=not state.rules.server_adds_request_id)
     install_error_handlers(app)
-    for router in (jobs.router, models.router, health.router):
+    for router in (jobs.router, events.router, models.router, health.router):
         app.include_router(router)
     return app

@@ -85,6 +85,8 @@ class JobLinks(BaseModel):
     self: str
     artifacts: str
     logs: str
+    progress: str
+    stream: str
     cancel: str
 
 
@@ -191,6 +193,46 @@ class LogLine(BaseModel):
     attempt: int | None
     level: str
     payload: dict[str, Any]
+
+
+class EventProgress(BaseModel):
+    """How far the job was after an event; none of it ever goes down."""
+
+    fraction: float
+    items_done: int
+    items_total: int
+
+
+class StreamEvent(LogLine):
+    """One event of a job's stream: its line of the log, and the job's progress after it."""
+
+    progress: EventProgress
+
+
+class ItemProgress(BaseModel):
+    """How far one image is. `seed` is null until it is drawn, `artifact_id` until the image is stored."""
+
+    item_index: int
+    step: str
+    status: str
+    fraction: float
+    stage: str | None
+    seed: int | None
+    artifact_id: uuid.UUID | None
+
+
+class Progress(BaseModel):
+    """How far a job and each of its images is: `fraction` in 0..1, never going down; `last_seq` is its last event's."""
+
+    job_id: uuid.UUID
+    status: str
+    fraction: float
+    items_done: int
+    items_total: int
+    stage: str | None
+    eta_seconds: float | None
+    last_seq: int
+    items: list[ItemProgress]
 
 
 class Check(BaseModel):

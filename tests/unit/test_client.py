@@ -57,7 +57,14 @@ def _job(status: str = "running", *, updated: int = 0, **values: Any) -> Job:
             "progress": {"fraction": 0.0, "items_done": 0, "items_total": 1, "stage": None},
             "steps": [],
             "error": None,
-            "links": {"self": "/j", "artifacts": "/j/a", "logs": "/j/l", "cancel": "/j/c"},
+            "links": {
+                "self": "/j",
+                "artifacts": "/j/a",
+                "logs": "/j/l",
+                "progress": "/j/p",
+                "stream": "/j/s",
+                "cancel": "/j/c",
+            },
             **values,
         }
     )
