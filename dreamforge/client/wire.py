@@ -10,6 +10,8 @@ from dreamforge.client.errors import UnexpectedAnswer, Unreachable
 
 DEFAULT_URL = "http://127.0.0.1:8700"
 _CONNECT_SECONDS = 3.0
+_SILENCE_SECONDS = 45.0
+"""A stream that is silent for so long is dead: the service gives a sign of life at least every 30 s."""
 
 
 class Wire:
@@ -17,11 +19,17 @@ class Wire:
 
     def __init__(self, base_url: str, *, timeout: float) -> None:
         self._base_url = base_url.rstrip("/")
-        self.timeout = httpx2.Timeout(timeout, connect=min(timeout, _CONNECT_SECONDS))
+        connect = min(timeout, _CONNECT_SECONDS)
+        self.timeout = httpx2.Timeout(timeout, connect=connect)
+        self.stream_timeout = httpx2.Timeout(timeout, connect=connect, read=_SILENCE_SECONDS)
 
     def url(self, call: Call[Any]) -> str:
         """Where a call goes."""
-        return f"{self._base_url}{call.path}"
+        return self.url_of(call.path)
+
+    def url_of(self, path: str) -> str:
+        """Where a path of the service is."""
+        return f"{self._base_url}{path}"
 
     def unreachable(
         self, error: httpx2.RequestError | httpx2.InvalidURL, *, store_url: str | None = None
