@@ -19,14 +19,12 @@ import threading
 import time
 import uuid
 from pathlib import Path
-from typing import Any
 
 import httpx2
-import psycopg
 import uvicorn
 from rich.console import Console
 from rich.table import Table
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event
 
 from dreamforge.api.app import create_app
 from dreamforge.api.state import ApiRules, ApiState
@@ -42,6 +40,7 @@ from tests.service import wait_for
 
 _ID = re.compile(rb"^id: (\d+)$", re.MULTILINE)
 _SETTLE_SECONDS = 5.0
+_STATEMENTS = "/statements"
 
 
 def main() -> None:
@@ -78,7 +77,15 @@ def _serve(database_url: str, port: int) -> None:
     engine = open_async_engine(database_url, application="api")
     nowhere = ObjectStore(data=Path("/nowhere"), port=1, log=Path("/nowhere"), secret_key_file=Path("/nowhere"))
     state = ApiState(engine=engine, blobs=nowhere.blobs(), redis_url="redis://127.0.0.1:1/0", rules=rules)
-    uvicorn.run(create_app(state), port=port, log_level="critical", backlog=4096)
+    app = create_app(state)
+    sent = [0]
+
+    def count(*_: object) -> None:
+        sent[0] += 1
+
+    event.listen(engine.sync_engine, "before_cursor_execute", count)
+    app.add_api_route(_STATEMENTS, lambda: sent[0])
+    uvicorn.run(app, port=port, log_level="critical", backlog=4096)
 
 
 def _measure_all(database_url: str, arguments: argparse.Namespace) -> list[dict[str, float]]:
@@ -94,7 +101,7 @@ def _measure_all(database_url: str, arguments: argparse.Namespace) -> list[dict[
         for clients in arguments.clients:
             job = a_job(model, count=4)
             Jobs(database_url).submit(job)
-            rows.append(_Measurement(engine, database_url, api.pid, port, job.id).run(clients, arguments))
+            rows.append(_Measurement(engine, api=api.pid, port=port, job_id=job.id).run(clients, arguments))
         return rows
     finally:
         api.terminate()
@@ -110,9 +117,8 @@ def _answers(port: int) -> bool:
 
 
 class _Measurement:
-    def __init__(self, engine: Engine, database_url: str, api: int, port: int, job_id: uuid.UUID) -> None:
+    def __init__(self, engine: Engine, *, api: int, port: int, job_id: uuid.UUID) -> None:
         self._engine = engine
-        self._database_url = database_url
         self._api = api
         self._port = port
         self._job_id = job_id
@@ -172,10 +178,8 @@ class _Measurement:
         writer.close()
 
     def _queries(self) -> int:
-        """Statements that the API has sent, as the server has counted them."""
-        with psycopg.connect(self._database_url) as connection:
-            row: Any = connection.execute("SELECT sum(calls) FROM df_statements").fetchone()
-            return int(row[0] or 0)
+        """Statements that the API has sent to Postgres so far."""
+        return httpx2.get(f"http://127.0.0.1:{self._port}{_STATEMENTS}", timeout=30).json()
 
 
 def _cpu(pid: int) -> float:
@@ -184,7 +188,8 @@ def _cpu(pid: int) -> float:
 
 
 def _print(rows: list[dict[str, float]], rate: float) -> None:
-    table = Table("clients", "p50, ms", "p99, ms", "max, ms", "queries/s", "API's CPU, %", title=f"{rate:g} events a second")
+    headings = ("clients", "p50, ms", "p99, ms", "max, ms", "queries/s", "API's CPU, %")
+    table = Table(*headings, title=f"{rate:g} events a second")
     for row in rows:
         table.add_row(*(f"{value:g}" for value in row.values()))
     Console().print(table)
