@@ -62,7 +62,7 @@ class Channel:
         self.readers = 0
         self._frames: deque[Frame] = deque(maxlen=KEPT)
         self._is_over = False
-        self._is_gone = False
+        self._trouble: str | None = None
         self._changed = asyncio.Event()
 
     def behind(self, seq: int, *, most: int) -> Sequence[Frame] | None:
@@ -75,8 +75,8 @@ class Channel:
 
     def is_over_at(self, seq: int) -> bool:
         """True when the job is terminal and ``seq`` is its last event. Raises ``StreamBroken`` when it was deleted."""
-        if self._is_gone:
-            raise StreamBroken("the job was deleted")
+        if self._trouble:
+            raise StreamBroken(self._trouble)
         return self._is_over and seq == self.seq
 
     async def wait(self, seconds: float) -> None:
@@ -87,15 +87,18 @@ class Channel:
 
     def publish(self, news: JobNews | None) -> bool:
         """Take over what was read behind ``seq``; True when that is anything. None: the job is gone."""
-        before = (self.seq, self._is_over, self._is_gone)
+        before = (self.seq, self._is_over, self._trouble)
+        self._trouble = None if news else "the job was deleted"
         for event in news.events if news else ():
             if event.seq != self.seq + 1:
-                raise RuntimeError(f"event {event.seq} of job {event.job_id} does not follow {self.seq}")
+                # Nobody's event is lost by our own hand. The readers are sent away, and other jobs go on.
+                self._trouble = f"event {event.seq} does not follow {self.seq}"
+                log.error("a job's events have a gap", extra={"job_id": str(event.job_id), "seq": event.seq})
+                break
             self._frames.append(Frame(event))
             self.seq = event.seq
-        self._is_gone = news is None
         self._is_over = news is not None and news.status.is_terminal and news.last_seq == self.seq
-        moved = before != (self.seq, self._is_over, self._is_gone)
+        moved = before != (self.seq, self._is_over, self._trouble)
         if moved:
             self.wake()
         return moved

@@ -99,7 +99,7 @@ class Reading:
         """Move on behind ``frames``; those of them that are wanted."""
         if frames:
             if frames[0].seq != self._seq + 1:
-                raise RuntimeError(f"event {frames[0].seq} of job {self._job_id} does not follow {self._seq}")
+                raise StreamBroken(f"event {frames[0].seq} of job {self._job_id} does not follow {self._seq}")
             self._seq = frames[-1].seq
         wanted = [frame for frame in frames if self._fits(frame)]
         if wanted:

@@ -13,6 +13,7 @@ import httpx2
 import psutil
 import pytest
 
+from dreamforge.api.schemas import StreamEvent
 from dreamforge.client import Client
 from dreamforge.embedded.ray_head import authorization
 from dreamforge.embedded.serve import load_config
@@ -94,11 +95,10 @@ def test_the_commands_follow_a_job(stack: RunningStack) -> None:
 
 def test_a_reader_that_is_cut_off_fifty_times_has_every_event_once(stack: RunningStack) -> None:
     """In one batch job, over the death of a replica and a new deployment of all of them."""
-    followed: list[Any] = []
-    with Relay(target=("127.0.0.1", stack.ports["PORT"])) as relay, Client(f"http://127.0.0.1:{relay.port}") as client:
+    with Relay(target=("127.0.0.1", stack.ports["PORT"])) as relay, Client(stack.base_url) as client:
         job_id = str(client.submit("a long one", count=60, params={"steps": 50, "seed": 0}).id)
-        reader = threading.Thread(target=lambda: followed.extend(client.stream(job_id)))
-        reader.start()
+        torn = _Reader(f"http://127.0.0.1:{relay.port}", job_id)
+        steady = _Reader(stack.base_url, job_id)
         for cut in range(CUTS):
             time.sleep(random.uniform(0.1, 0.7))  # noqa: S311 - no secret
             with relay.refusing():
@@ -107,12 +107,28 @@ def test_a_reader_that_is_cut_off_fifty_times_has_every_event_once(stack: Runnin
                 _replicas(stack)[0].kill()
             if cut == CUTS // 2:
                 _deploy_again(stack, max_ongoing_requests=3999)
-        assert stack.get(f"/v1/jobs/{job_id}").json()["status"] == "running", "all of it happened during the job"
-        httpx2.post(f"{stack.base_url}/v1/jobs/{job_id}/cancel").raise_for_status()
-        stack.wait_for_job(job_id)
-        reader.join(90)
-        assert not reader.is_alive()
-    lines = _lines(stack, job_id)
-    assert [event.seq for event in followed] == [line["seq"] for line in lines] == list(range(1, len(lines) + 1))
-    assert [event.code for event in followed] == [line["code"] for line in lines]
+        assert client.get(job_id).status == "running", "all of it happened during the job"
+        # The streams were told that their replica was leaving: they did not hold it up until it was killed.
+        wait_for(lambda: "the replica is leaving" in stack.command("logs", "api", "-n", "5000").stdout, what="the word")
+        client.cancel(job_id)
+        client.wait(job_id, timeout=90)
+        lines = _lines(stack, job_id)
+        for reader in (torn, steady):
+            reader.join(90)
+            assert [event.seq for event in reader.events] == list(range(1, len(lines) + 1))
+            assert [event.code for event in reader.events] == [line["code"] for line in lines]
     wait_for(lambda: len(_replicas(stack)) == 2, what="two replicas")
+
+
+class _Reader(threading.Thread):
+    def __init__(self, url: str, job_id: str) -> None:
+        super().__init__()
+        self._url = url
+        self._job_id = job_id
+        self.events: list[StreamEvent] = []
+        self.start()
+
+    def run(self) -> None:
+        """Follow the job to its end."""
+        with Client(self._url) as client:
+            self.events.extend(client.stream(self._job_id))

@@ -25,6 +25,8 @@ router = APIRouter(prefix="/v1/jobs", tags=["events"])
 
 NDJSON = "application/x-ndjson"
 _USER = "default"
+_NO_EVENT = 2**63 - 1
+"""A place that nothing is behind."""
 _NOTHING = b"\n"
 """A sign of life between two lines: parsers of NDJSON skip empty ones."""
 
@@ -62,10 +64,12 @@ async def get_job_logs(
     when the job is over; one that breaks off is taken up again with `after`.
     """
     wanted = EventFilter(after=after, levels=tuple(level or ()), codes=tuple(code or ()), item_index=item_index)
-    page = await _page(job_id, state, after=after, may_be_ahead=not follow)
     if follow:
+        page = await _page(job_id, state, after=after)
         reading = _reading(job_id, state, after=after, page=page, wanted=wanted)
         return LiveResponse(_log(reading), media_type=NDJSON, stall=state.rules.streams.stall)
+    # Only whether there is such a job.
+    await _page(job_id, state, after=_NO_EVENT, may_be_ahead=True)
     events = state.jobs.events(uuid.UUID(job_id), wanted)
     # Read before the answer begins: an error can still be told.
     first = await anext(events, None)
@@ -120,7 +124,7 @@ async def _page(job_id: str, state: ApiState, *, after: int, may_be_ahead: bool 
 
     Whoever is ahead has an id of another job, or of a database that was put back: it would wait for ever.
     """
-    page = await state.tail.page(_identity(job_id), after=min(after, 2**63 - 1))
+    page = await state.tail.page(_identity(job_id), after=min(after, _NO_EVENT))
     if page is None or page.user_id != _USER:
         raise _not_found()
     if after > page.last_seq and not may_be_ahead:
