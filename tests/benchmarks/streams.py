@@ -28,7 +28,7 @@ from sqlalchemy import Engine, event
 
 from dreamforge.api.app import create_app
 from dreamforge.api.state import ApiRules, ApiState
-from dreamforge.embedded.object_store import ObjectStore
+from dreamforge.blobs import Blobs, BlobSettings
 from dreamforge.embedded.ports import free_port
 from dreamforge.embedded.postgres import Postgres
 from dreamforge.jobs.events import ItemProgress
@@ -75,8 +75,9 @@ def main() -> None:
 def _serve(database_url: str, port: int) -> None:
     rules = ApiRules(redis_outage="accept", max_body=1 << 20, presign_ttl=60, heartbeat_seconds=5.0)
     engine = open_async_engine(database_url, application="api")
-    nowhere = ObjectStore(data=Path("/nowhere"), port=1, log=Path("/nowhere"), secret_key_file=Path("/nowhere"))
-    state = ApiState(engine=engine, blobs=nowhere.blobs(), redis_url="redis://127.0.0.1:1/0", rules=rules)
+    away = "http://127.0.0.1:1"
+    blobs = Blobs(BlobSettings(away, away, access_key="none", secret_key="none", bucket="none", region="none"))
+    state = ApiState(engine=engine, blobs=blobs, redis_url="redis://127.0.0.1:1/0", rules=rules)
     app = create_app(state)
     sent = [0]
 
