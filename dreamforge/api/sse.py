@@ -4,7 +4,7 @@ https://html.spec.whatwg.org/multipage/server-sent-events.html
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -17,6 +17,7 @@ MEDIA_TYPE = "text/event-stream"
 RETRY = b"retry: 2000\n\n"
 """Milliseconds that a browser waits before it connects again."""
 KEEP_ALIVE = b": keep-alive\n\n"
+_PIECE = 64 * 1024
 _SEQ = re.compile(r"[0-9]{1,19}")
 
 
@@ -50,6 +51,20 @@ class Frame:
     def line(self) -> bytes:
         """The event as a line of the log."""
         return log_line(self.event).model_dump_json().encode() + b"\n"
+
+
+def pieces(parts: Iterable[bytes]) -> Iterator[bytes]:
+    """The parts in as few pieces as may be, each of 64 KiB at most or of one part."""
+    held: list[bytes] = []
+    size = 0
+    for part in parts:
+        if held and size + len(part) > _PIECE:
+            yield b"".join(held)
+            held, size = [], 0
+        held.append(part)
+        size += len(part)
+    if held:
+        yield b"".join(held)
 
 
 def place_of(last_event_ids: Sequence[str]) -> int | None:

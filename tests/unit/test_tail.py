@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dreamforge.api.errors import HttpError
-from dreamforge.api.sse import Frame, place_of
+from dreamforge.api.sse import Frame, pieces, place_of
 from dreamforge.api.tail import KEPT, Channel, StreamBroken
 from dreamforge.jobs.job import JobStatus
 from dreamforge.store.events import EventRecord, JobNews
@@ -113,7 +113,15 @@ def test_an_event_is_serialised_once_for_all_its_readers() -> None:
     frame = Frame(_event(1))
     assert frame.sse is frame.sse
     assert frame.line is frame.line
-    assert b"".join([frame.sse]) is frame.sse, "one event is sent without a copy"
+    assert next(pieces([frame.sse])) is frame.sse, "one event is sent without a copy"
+
+
+@given(st.lists(st.integers(1, 100_000), max_size=20))
+def test_much_is_sent_in_pieces(sizes: list[int]) -> None:
+    parts = [bytes([index]) * size for index, size in enumerate(sizes)]
+    sent = list(pieces(parts))
+    assert b"".join(sent) == b"".join(parts)
+    assert all(len(piece) <= 65536 or piece in parts for piece in sent)
 
 
 def test_places_are_plain_numbers() -> None:

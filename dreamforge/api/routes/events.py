@@ -11,7 +11,7 @@ from fastapi.responses import StreamingResponse
 from dreamforge.api.errors import HttpError, error_responses
 from dreamforge.api.progress import progress_view
 from dreamforge.api.schemas import LogLine, Progress, StreamEvent
-from dreamforge.api.sse import KEEP_ALIVE, MEDIA_TYPE, RETRY, Frame, place_of
+from dreamforge.api.sse import KEEP_ALIVE, MEDIA_TYPE, RETRY, Frame, pieces, place_of
 from dreamforge.api.sse_response import LiveResponse
 from dreamforge.api.state import ApiState, State
 from dreamforge.api.tail import Page
@@ -143,13 +143,15 @@ async def _events(reading: Reading) -> AsyncGenerator[bytes]:
     yield RETRY
     async with aclosing(reading.batches()) as batches:
         async for frames in batches:
-            yield b"".join([frame.sse for frame in frames]) or KEEP_ALIVE
+            for piece in pieces(frame.sse for frame in frames) if frames else (KEEP_ALIVE,):
+                yield piece
 
 
 async def _log(reading: Reading) -> AsyncGenerator[bytes]:
     async with aclosing(reading.batches()) as batches:
         async for frames in batches:
-            yield b"".join([frame.line for frame in frames]) or _NOTHING
+            for piece in pieces(frame.line for frame in frames) if frames else (_NOTHING,):
+                yield piece
 
 
 async def _lines(first: EventRecord | None, events: AsyncIterator[EventRecord]) -> AsyncIterator[str]:
