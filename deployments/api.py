@@ -5,6 +5,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ray import serve
 from ray.serve import Application
 
+from deployments.leaving import before_leaving
 from deployments.loopback import keep_to_loopback
 from deployments.placement import on_head
 from deployments.resources import database_url, open_blobs, redis_url
@@ -13,6 +14,7 @@ from dreamforge import telemetry
 from dreamforge.api.app import create_app
 from dreamforge.api.hosts import names_of_this_machine
 from dreamforge.api.state import ApiRules, ApiState
+from dreamforge.api.tail import StreamRules
 from dreamforge.store.engine import open_async_engine
 
 
@@ -34,7 +36,9 @@ def build(arguments: ApiArguments) -> Application:
 
     def on_replica() -> FastAPI:
         keep_to_loopback()
-        return build_app(database_connections=arguments.database_connections)
+        app = build_app(database_connections=arguments.database_connections)
+        before_leaving(app.state.api.tail.end)
+        return app
 
     deploy = serve.deployment(
         name="Api",
@@ -66,6 +70,12 @@ def build_app(*, database_connections: int = 10) -> FastAPI:
                 idempotency_ttl=settings.idempotency_ttl,
                 server_adds_request_id=True,
                 allowed_hosts=(*names_of_this_machine(settings.host), *settings.allowed_hosts),
+                streams=StreamRules(
+                    poll=settings.stream_poll_seconds,
+                    idle=settings.stream_idle_seconds,
+                    keep_alive=settings.stream_keep_alive_seconds,
+                    stall=settings.stream_stall_seconds,
+                ),
             ),
         )
     )

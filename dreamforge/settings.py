@@ -73,6 +73,15 @@ class Settings(BaseSettings):
     idempotency_ttl: int = Field(default=86_400, ge=1, le=31_536_000)
     """Seconds for which an Idempotency-Key stands for the job it made."""
 
+    stream_poll_seconds: float = Field(default=0.1, ge=0.01, le=10)
+    """How often an API replica looks for the events of all the jobs that are being followed, while there are any."""
+    stream_idle_seconds: float = Field(default=0.4, ge=0.01, le=10)
+    """The same where nothing happens."""
+    stream_keep_alive_seconds: float = Field(default=15.0, gt=0, le=30)
+    """Silence after which a stream sends a sign of life; clients wait for one for 45 s."""
+    stream_stall_seconds: float = Field(default=20.0, gt=0)
+    """How long a reader of a stream may take nothing before it is cut off. It may resume."""
+
     lease_seconds: float = Field(default=30.0, gt=0)
     lease_renew_seconds: float = Field(default=5.0, gt=0)
     heartbeat_seconds: float = Field(default=5.0, gt=0)

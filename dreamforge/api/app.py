@@ -13,7 +13,7 @@ from dreamforge.api.metrics import Metrics
 from dreamforge.api.openapi import install_document
 from dreamforge.api.readiness import BEATS_MISSED, ReadinessChecks
 from dreamforge.api.request_id import RequestIdMiddleware
-from dreamforge.api.routes import artifacts, health, jobs, models
+from dreamforge.api.routes import artifacts, events, health, jobs, models
 from dreamforge.api.state import ApiState
 from dreamforge.store.statistics import StatisticsStore
 
@@ -45,7 +45,7 @@ def create_app(state: ApiState) -> FastAPI:
     # The outermost: whatever answers, the id is there.
     app.add_middleware(RequestIdMiddleware, adds_header=not state.rules.server_adds_request_id)
     install_error_handlers(app)
-    for router in (jobs.router, artifacts.router, models.router, health.router):
+    for router in (jobs.router, artifacts.router, events.router, models.router, health.router):
         app.include_router(router)
     install_documentation(app)
     install_document(app)

@@ -19,7 +19,8 @@ from dreamforge.api.schemas import ErrorBody, ErrorEnvelope
 NDJSON = "application/x-ndjson"
 SSE = "text/event-stream"
 TAGS = [
-    {"name": "jobs", "description": "Ask for images, watch how they come about, change one's mind."},
+    {"name": "jobs", "description": "Ask for images, wait for them, change one's mind."},
+    {"name": "events", "description": "What has happened to a job, and what happens: logs, progress, streams."},
     {"name": "artifacts", "description": "Finished images."},
     {"name": "models", "description": "What images can be drawn with, and the parameters of each."},
     {"name": "health", "description": "For probes and for Prometheus."},

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from dreamforge.jobs.events import EventCode
-from dreamforge.jobs.job import JobStatus, JobType, Priority, StepStatus
+from dreamforge.jobs.job import ItemStatus, JobStatus, JobType, Priority, StepStatus
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
 MetadataValue = Annotated[str, StringConstraints(max_length=512)]
@@ -104,6 +104,8 @@ class JobLinks(BaseModel):
     self: str = Field(description="The job.")
     artifacts: str = Field(description="Its images.")
     logs: str = Field(description="Its events.")
+    progress: str = Field(description="How far it and each of its images is.")
+    stream: str = Field(description="Its events as they happen.")
     cancel: str = Field(description="POST here to cancel it.")
 
 
@@ -212,6 +214,46 @@ class LogLine(BaseModel):
     attempt: int | None = Field(description="The step's attempt.")
     level: str = _one_of("How much it matters.", ("debug", "info", "warning", "error"))
     payload: dict[str, Any] = Field(description="What the code says more about.")
+
+
+class EventProgress(BaseModel):
+    """How far the job was after an event; none of it ever goes down."""
+
+    fraction: float = Field(description="0 to 1.")
+    items_done: int = Field(description="Images that were finished.")
+    items_total: int = Field(description="Images of all steps.")
+
+
+class StreamEvent(LogLine):
+    """One event of a job's stream: its line of the log, and the job's progress after it."""
+
+    progress: EventProgress = Field(description="How far the job was then.")
+
+
+class ItemProgress(BaseModel):
+    """How far one image is."""
+
+    item_index: int = Field(description="Which image of the step, from 0.")
+    step: str = Field(description="The step's name.")
+    status: str = _one_of("Where it is in its life.", (*ItemStatus, StepStatus.FAILED, StepStatus.CANCELLED))
+    fraction: float = Field(description="0 to 1; never goes down.")
+    stage: str | None = Field(description="What was last done for it.")
+    seed: int | None = Field(description="Null until it is drawn.")
+    artifact_id: uuid.UUID | None = Field(description="Null until the image is stored.")
+
+
+class Progress(BaseModel):
+    """How far a job and each of its images is."""
+
+    job_id: uuid.UUID = Field(description="The job.")
+    status: str = _one_of("Where it is in its life.", JobStatus)
+    fraction: float = Field(description="0 to 1; never goes down, across retries too.")
+    items_done: int = Field(description="Images that are finished.")
+    items_total: int = Field(description="Images of all steps.")
+    stage: str | None = Field(description="Of the image that was begun last.")
+    eta_seconds: float | None = Field(description="Seconds to go; null where nothing was measured.")
+    last_seq: int = Field(description="The `seq` of its last event.")
+    items: list[ItemProgress] = Field(description="Each image, in the order of steps and items.")
 
 
 class Check(BaseModel):

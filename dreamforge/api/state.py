@@ -1,17 +1,20 @@
 """What the routes work with, built once for each replica and handed to them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
 from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from dreamforge.api.tail import StreamRules, Tail
 from dreamforge.api.waiting import JobEnds
 from dreamforge.blobs import Blobs
 from dreamforge.jobs.job import Lane
 from dreamforge.queue import TicketQueue, connect
+from dreamforge.store.events import EventFeed
 from dreamforge.store.jobs import JobStore
 from dreamforge.store.models import ModelStore
+from dreamforge.store.progress import ProgressStore
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,7 @@ class ApiRules:
     idempotency_ttl: int = 86_400
     server_adds_request_id: bool = False
     allowed_hosts: tuple[str, ...] = ("*",)
+    streams: StreamRules = field(default_factory=StreamRules)
 
 
 class ApiState:
@@ -42,11 +46,14 @@ class ApiState:
         self.jobs = JobStore(engine=engine)
         self.job_ends = JobEnds(jobs=self.jobs)
         self.models = ModelStore(engine=engine)
+        self.progress = ProgressStore(engine=engine)
+        self.tail = Tail(feed=EventFeed(engine=engine), rules=rules.streams)
         self._redis = connect(redis_url)
         self.tickets = {lane: TicketQueue(redis=self._redis, lane=lane) for lane in Lane}
 
     async def close(self) -> None:
-        """Give every connection back."""
+        """End the streams, and give every connection back."""
+        self.tail.end()
         self._redis.close()
         await self.engine.dispose()
 

@@ -136,4 +136,11 @@ def _step_view(step: StepRow) -> JobStep:
 
 
 def _links(job: str) -> JobLinks:
-    return JobLinks(self=job, artifacts=f"{job}/artifacts", logs=f"{job}/logs", cancel=f"{job}/cancel")
+    return JobLinks(
+        self=job,
+        artifacts=f"{job}/artifacts",
+        logs=f"{job}/logs",
+        progress=f"{job}/progress",
+        stream=f"{job}/progress/stream",
+        cancel=f"{job}/cancel",
+    )

@@ -13,10 +13,13 @@ from rich.table import Table
 from dreamforge.api.schemas import Job
 from dreamforge.cli.configuration import tell_trouble
 from dreamforge.cli.event_line import event_line
+from dreamforge.cli.job_progress import job_progress
 from dreamforge.cli.job_view import STYLES, show_job
 from dreamforge.cli.service import JobIdArgument, JsonOption, UrlOption, print_json, service, stdout_console
-from dreamforge.cli.wording import age, images, shortened
+from dreamforge.cli.wording import age, images, job_error, shortened
+from dreamforge.client import Client
 from dreamforge.client.flows import OVER
+from dreamforge.jobs.events import EventCode, Level
 from dreamforge.jobs.job import JobStatus
 
 jobs = typer.Typer(help="Look at jobs, read their logs, cancel, retry and delete them.", no_args_is_help=True)
@@ -89,17 +92,55 @@ def show(job_id: JobIdArgument, as_json: JsonOption = False, url: UrlOption = No
 def logs(
     job_id: JobIdArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
+    after: Annotated[int, typer.Option(min=0, help="Only events behind this number.")] = 0,
+    level: Annotated[list[Level] | None, typer.Option(help="Only these; repeat it.", show_default=False)] = None,
+    code: Annotated[list[EventCode] | None, typer.Option(help="Only these; repeat it.", show_default=False)] = None,
+    image: Annotated[
+        int | None, typer.Option(min=0, max=99, help="Only what is about one.", show_default=False)
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, as the service has them.")] = False,
     url: UrlOption = None,
 ) -> None:
     """Show what has happened to a job."""
     console = stdout_console()
     with service(url) as client:
-        for event in client.events(job_id, follow=follow):
+        lines = client.logs(job_id, after=after, levels=level or (), codes=code or (), item_index=image, follow=follow)
+        for line in lines:
             if as_json:
-                typer.echo(event.model_dump_json())
+                typer.echo(line.model_dump_json())
             else:
-                console.print(event_line(event))
+                console.print(event_line(line))
+
+
+@jobs.command("watch")
+def watch(
+    job_id: JobIdArgument,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="One JSON object a line: each event, with the job's progress after it.")
+    ] = False,
+    url: UrlOption = None,
+) -> None:
+    """Show how a job gets on until it is over. Exit code 0: it succeeded; 1: it did not."""
+    with service(url) as client:
+        if as_json:
+            for event in client.stream(job_id):
+                typer.echo(event.model_dump_json())
+            job = client.get(job_id)
+        else:
+            job = _shown_to_the_end(client, job_id)
+    raise typer.Exit(0 if job.status == JobStatus.SUCCEEDED else 1)
+
+
+def _shown_to_the_end(client: Client, job_id: str) -> Job:
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    job = client.get(job_id)
+    with job_progress(console, tell_paths=False) as progress:
+        for now in client.watch(job_id):
+            job = now
+            progress.update(job)
+    if job.status != JobStatus.SUCCEEDED:
+        tell_trouble(console, job_error(job.error) if job.error else f"The job was {job.status}.")
+    return job
 
 
 @jobs.command("cancel")

@@ -9,9 +9,10 @@ from uuid import UUID
 
 import httpx2
 
-from dreamforge.api.schemas import Artifact, Job, LogLine, Model, Readiness
+from dreamforge.api.schemas import Artifact, Job, LogLine, Model, Progress, Readiness, StreamEvent
 from dreamforge.client import calls
-from dreamforge.client.calls import Call, JobId, JobQuery
+from dreamforge.client.calls import Call, JobId, JobQuery, LogQuery
+from dreamforge.client.ear import Ear
 from dreamforge.client.errors import ClientError
 from dreamforge.client.flows import (
     Course,
@@ -19,12 +20,14 @@ from dreamforge.client.flows import (
     Fetch,
     Flow,
     Give,
+    Listen,
     Pause,
     answered,
     deleted,
     downloaded,
-    followed,
+    logged,
     paged,
+    streamed,
     waited,
     watched,
 )
@@ -136,9 +139,33 @@ class Client:
         """The job once it is over, however it ended. Raises ``WaitTimeout`` after ``timeout`` seconds."""
         return self._run(waited(job_id, timeout=timeout, now=time.monotonic))
 
-    def events(self, job_id: JobId, *, after: int = 0, follow: bool = False) -> Iterator[LogLine]:
-        """The job's events behind the ``seq`` ``after``; with ``follow`` also those to come, until it is over."""
-        return self._iterate(followed(job_id, after=after, follow=follow))
+    def stream(self, job_id: JobId, *, after: int = 0) -> Iterator[StreamEvent]:
+        """The job's events behind the ``seq`` ``after`` as they happen, each with the job's progress, until it is over.
+
+        Each comes once and in order: a stream that breaks is taken up again, on whichever replica answers. Raises when
+        nobody has answered for about half a minute.
+        """
+        return self._iterate(streamed(job_id, after=after))
+
+    def logs(
+        self,
+        job_id: JobId,
+        *,
+        after: int = 0,
+        levels: Sequence[str] = (),
+        codes: Sequence[str] = (),
+        item_index: int | None = None,
+        follow: bool = False,
+    ) -> Iterator[LogLine]:
+        """The job's events behind the ``seq`` ``after``; with ``follow`` also those to come, until it is over.
+
+        ``levels`` (`warning`, …), ``codes`` (`item.finished`, …) and ``item_index``, 0..99, leave out all others.
+        """
+        return self._iterate(logged(job_id, LogQuery(after, levels, codes, item_index), follow=follow))
+
+    def progress(self, job_id: JobId) -> Progress:
+        """How far the job and each of its images is."""
+        return self._run(answered(calls.get_progress(job_id)))
 
     def artifacts(self, job_id: JobId) -> Iterator[Artifact]:
         """The job's finished images, in order, each with a URL that is good for a while."""
@@ -164,21 +191,21 @@ class Client:
         return self._run(answered(calls.get_readiness(), pauses=()))
 
     def _run(self, flow: Flow[Never, Result]) -> Result:
-        with Course(flow) as course:
+        with Course(flow) as course, Ear(self._http, self._wire) as ear:
             while course.effect is not None:
-                course.answer(self._perform(course.effect))
+                course.answer(self._perform(course.effect, ear))
             return course.result
 
     def _iterate(self, flow: Flow[T, Any]) -> Generator[T]:
-        with Course(flow) as course:
+        with Course(flow) as course, Ear(self._http, self._wire) as ear:
             while course.effect is not None:
                 if isinstance(course.effect, Give):
                     yield course.effect.value
                     course.answer(None)
                 else:
-                    course.answer(self._perform(course.effect))
+                    course.answer(self._perform(course.effect, ear))
 
-    def _perform(self, effect: Effect | Give[Never]) -> object:
+    def _perform(self, effect: Effect | Give[Never], ear: Ear) -> object:
         match effect:
             case Pause(seconds=seconds):
                 return time.sleep(seconds)
@@ -186,6 +213,8 @@ class Client:
                 return self._call(effect)
             case Fetch():
                 return self._fetch(effect)
+            case Listen():
+                return ear.hear(effect)
             case Give():
                 return None
 

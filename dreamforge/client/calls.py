@@ -11,7 +11,17 @@ from uuid import UUID
 
 from pydantic import BaseModel, ValidationError
 
-from dreamforge.api.schemas import Artifact, ArtifactList, Job, JobList, LogLine, Model, ModelList, Readiness
+from dreamforge.api.schemas import (
+    Artifact,
+    ArtifactList,
+    Job,
+    JobList,
+    LogLine,
+    Model,
+    ModelList,
+    Progress,
+    Readiness,
+)
 from dreamforge.client.errors import ApiError, ClientError, UnexpectedAnswer
 
 T = TypeVar("T")
@@ -99,6 +109,35 @@ def submit_job(body: dict[str, Any], *, key: str | None = None, wait: int | None
     )
 
 
+@dataclass(frozen=True)
+class LogQuery:
+    """Which events to read: behind the ``seq`` ``after``; of some levels or codes, or about one image; else all."""
+
+    after: int = 0
+    levels: Sequence[str] = ()
+    codes: Sequence[str] = ()
+    item_index: int | None = None
+
+    def params(self) -> tuple[tuple[str, str], ...]:
+        """As the route takes it."""
+        item = () if self.item_index is None else (("item_index", str(self.item_index)),)
+        return (
+            ("after", str(self.after)),
+            *(("level", level) for level in self.levels),
+            *(("code", code) for code in self.codes),
+            *item,
+        )
+
+    def fits(self, line: LogLine) -> bool:
+        """True when the service would send the line."""
+        return (
+            line.seq > self.after
+            and (not self.levels or line.level in self.levels)
+            and (not self.codes or line.code in self.codes)
+            and (self.item_index is None or line.payload.get("item_index") == self.item_index)
+        )
+
+
 def job_body(
     prompt: str,
     *,
@@ -156,9 +195,19 @@ def list_artifacts(job_id: JobId, *, cursor: str | None) -> Call[ArtifactList]:
     return Call("GET", f"/v1/jobs/{_segment(job_id)}/artifacts", _as(ArtifactList), params=_page(PAGE, cursor))
 
 
-def get_events(job_id: JobId, *, after: int) -> Call[list[LogLine]]:
-    """A job's events behind a ``seq``."""
-    return Call("GET", f"/v1/jobs/{_segment(job_id)}/logs", _lines, params=(("after", str(after)),))
+def get_logs(job_id: JobId, query: LogQuery) -> Call[list[LogLine]]:
+    """A job's events so far."""
+    return Call("GET", f"/v1/jobs/{_segment(job_id)}/logs", _lines, params=query.params())
+
+
+def get_progress(job_id: JobId) -> Call[Progress]:
+    """How far a job and each of its images is."""
+    return Call("GET", f"/v1/jobs/{_segment(job_id)}/progress", _as(Progress))
+
+
+def stream_path(job_id: JobId) -> str:
+    """Where a job's events are streamed."""
+    return f"/v1/jobs/{_segment(job_id)}/progress/stream"
 
 
 def list_models() -> Call[list[Model]]:
@@ -222,7 +271,7 @@ def _as(schema: type[Schema]) -> Callable[[bytes], Schema]:
 
 
 def _lines(content: bytes) -> list[LogLine]:
-    return [LogLine.model_validate_json(line) for line in content.splitlines()]
+    return [LogLine.model_validate_json(line) for line in content.splitlines() if line]
 
 
 def _page(size: int, cursor: str | None) -> tuple[tuple[str, str], ...]:

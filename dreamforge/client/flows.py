@@ -8,18 +8,20 @@ import errno
 import os
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, replace
+from enum import Enum, auto
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Generic, Never, Protocol, Self, TypeVar
 
-from dreamforge.api.schemas import Artifact, Job, LogLine
-from dreamforge.client.calls import Call, JobId, delete_job, get_events, get_job
-from dreamforge.client.errors import ApiError, ClientError, WaitTimeout
+from dreamforge.api.schemas import Artifact, Job, LogLine, StreamEvent
+from dreamforge.client.calls import Call, JobId, LogQuery, delete_job, get_job, get_logs, stream_path
+from dreamforge.client.errors import ApiError, ClientError, UnexpectedAnswer, WaitTimeout
 from dreamforge.client.part import PartFile
 from dreamforge.jobs.job import JobStatus
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
+Given = TypeVar("Given")
 Result = TypeVar("Result")
 
 OVER = frozenset(status.value for status in JobStatus if status.is_terminal)
@@ -46,13 +48,34 @@ class Fetch:
 
 
 @dataclass(frozen=True)
+class Listen:
+    """Hear the next event of a stream: of the one that is open, else of a new one behind the ``seq`` ``after``.
+
+    The answer is the ``StreamEvent``, or a ``Heard``. After an error no stream is open.
+    """
+
+    path: str
+    after: int
+
+
+class Heard(Enum):
+    """What there is to hear of a stream besides its events."""
+
+    OPENED = auto()
+    ENDED = auto()
+    """The answer is complete."""
+    OVER = auto()
+    """The job is over, and there is nothing behind the place: no stream was opened."""
+
+
+@dataclass(frozen=True)
 class Give(Generic[T_co]):
     """Hand a value to whoever iterates."""
 
     value: T_co
 
 
-Effect = Call[Any] | Pause | Fetch
+Effect = Call[Any] | Pause | Fetch | Listen
 Flow = Generator[Effect | Give[T], Any, Result]
 
 
@@ -164,13 +187,17 @@ def watched(job_id: JobId, *, timeout: float | None, now: Callable[[], float]) -
 def waited(job_id: JobId, *, timeout: float | None, now: Callable[[], float]) -> Flow[Never, Job]:
     """The job once it is over."""
     watching = watched(job_id, timeout=timeout, now=now)
-    return (yield from _without_gifts(watching))
+    return (yield from _regifted(watching, lambda _: None))
 
 
-def _without_gifts(flow: Flow[T, Result]) -> Flow[Never, Result]:
+def _regifted(flow: Flow[T, Result], gift: Callable[[T], Given | None]) -> Flow[Given, Result]:
+    """The flow with other gifts: what ``gift`` makes of each, or none for None."""
     with Course(flow) as course:
         while course.effect is not None:
             if isinstance(course.effect, Give):
+                given = gift(course.effect.value)
+                if given is not None:
+                    yield Give(given)
                 course.answer(None)
                 continue
             try:
@@ -181,23 +208,51 @@ def _without_gifts(flow: Flow[T, Result]) -> Flow[Never, Result]:
         return course.result
 
 
-def followed(job_id: JobId, *, after: int, follow: bool) -> Flow[LogLine, None]:
-    """The job's events behind ``after``; with ``follow`` also those that come, until the job is over."""
-    pause = _LEAST_POLL
+def streamed(job_id: JobId, *, after: int) -> Flow[StreamEvent, None]:
+    """The job's events behind ``after`` as they happen, until it is over: each once and in order, whatever breaks."""
+    path, patience, is_fresh = stream_path(job_id), iter(PATIENT_PAUSES), True
     while True:
-        # Asked before the events are read: when it is over here, the events that follow are all there will be.
-        is_over = True
-        if follow:
-            job: Job = yield from answered(get_job(job_id), pauses=PATIENT_PAUSES)
-            is_over = job.status in OVER
-        lines: list[LogLine] = yield from answered(get_events(job_id, after=after), pauses=PATIENT_PAUSES)
-        for line in lines:
-            yield Give(line)
-            after = line.seq
-        if is_over:
-            return
-        pause = _LEAST_POLL if lines else min(pause * _POLL_GROWTH, _MOST_POLL)
-        yield Pause(pause)
+        try:
+            heard: StreamEvent | Heard = yield Listen(path, after)
+        except ClientError as error:
+            if not _may_pass(error) or (pause := next(patience, None)) is None:
+                raise
+            yield Pause(pause)
+            continue
+        match heard:
+            case Heard.OVER:
+                return
+            case Heard.OPENED:
+                patience, is_fresh = iter(PATIENT_PAUSES), True
+            case Heard.ENDED:
+                # Whether that was the end is told when the stream is asked for again.
+                if is_fresh:
+                    yield Pause(RETRY_PAUSES[0])
+            case StreamEvent(seq=seq):
+                if seq != after + 1:
+                    raise UnexpectedAnswer(path, status=200)
+                after, is_fresh = seq, False
+                yield Give(heard)
+
+
+def _may_pass(error: ClientError) -> bool:
+    # A stream is only read: a replica that fails at it may be followed by one that does not.
+    return error.is_passing or (isinstance(error, ApiError | UnexpectedAnswer) and error.status >= 500)
+
+
+def logged(job_id: JobId, query: LogQuery, *, follow: bool) -> Flow[LogLine, None]:
+    """The job's events that fit ``query``; with ``follow`` also those that come, until the job is over."""
+    if follow:
+        streaming = streamed(job_id, after=query.after)
+        yield from _regifted(streaming, lambda event: _line_of(event) if query.fits(event) else None)
+        return
+    lines: list[LogLine] = yield from answered(get_logs(job_id, query), pauses=PATIENT_PAUSES)
+    for line in lines:
+        yield Give(line)
+
+
+def _line_of(event: StreamEvent) -> LogLine:
+    return LogLine(**{name: getattr(event, name) for name in LogLine.model_fields})
 
 
 def downloaded(artifact: Artifact, target: Path, *, overwrite: bool) -> Flow[Never, Path]:

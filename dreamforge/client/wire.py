@@ -10,6 +10,8 @@ from dreamforge.client.errors import UnexpectedAnswer, Unreachable
 
 DEFAULT_URL = "http://127.0.0.1:8700"
 _CONNECT_SECONDS = 3.0
+_SILENCE_SECONDS = 45.0
+"""A stream that is silent for so long is dead: the service gives a sign of life at least every 30 s."""
 
 
 class Wire:
@@ -19,10 +21,15 @@ class Wire:
         self._base_url = base_url.rstrip("/")
         self._seconds = timeout
         self.timeout = self._timeout(read=timeout)
+        self.stream_timeout = self._timeout(read=_SILENCE_SECONDS)
 
     def url(self, call: Call[Any]) -> str:
         """Where a call goes."""
-        return f"{self._base_url}{call.path}"
+        return self.url_of(call.path)
+
+    def url_of(self, path: str) -> str:
+        """Where a path of the service is."""
+        return f"{self._base_url}{path}"
 
     def timeout_of(self, call: Call[Any]) -> httpx2.Timeout:
         """How long the call's answer may take."""

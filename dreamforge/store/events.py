@@ -1,14 +1,18 @@
 """The event log of a job: appending in the transaction of the state it reports, and reading."""
 
 import uuid
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Executable, Select, bindparam, select, text
+from sqlalchemy import Executable, Row, Select, bindparam, select, text
 from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncEngine
 
 from dreamforge.jobs.events import Event
+from dreamforge.jobs.job import JobStatus
+from dreamforge.store.engine import in_time
 from dreamforge.store.tables import EventRow
 
 # The counter is raised in the statement that writes the event: the job row's lock orders the writers, so whoever has
@@ -29,6 +33,24 @@ _APPEND = text(
     FROM job
     """
 ).bindparams(bindparam("payload", type_=JSONB))
+
+# One statement is one snapshot: a status and a counter go together with the events that led to them. The condition on
+# the counter spares a job without news the look at its events.
+_NEWS = text(
+    """
+    SELECT jobs.id AS job_id, jobs.user_id, jobs.status, jobs.event_seq,
+           events.seq, events.ts, events.code, events.level, events.step_id, events.attempt,
+           events.payload_json, events.job_progress
+    FROM unnest(CAST(:job_ids AS uuid[]), CAST(:seqs AS bigint[])) AS place (job_id, seq)
+    JOIN jobs ON jobs.id = place.job_id
+    LEFT JOIN LATERAL (
+        SELECT * FROM events
+        WHERE events.job_id = place.job_id AND events.seq > place.seq AND jobs.event_seq > place.seq
+        ORDER BY events.seq LIMIT :most
+    ) AS events ON true
+    ORDER BY jobs.id, events.seq
+    """
+)
 
 
 def append(
@@ -54,6 +76,15 @@ class EventFilter:
     levels: tuple[str, ...] = ()
     codes: tuple[str, ...] = ()
     item_index: int | None = None
+
+    def fits(self, event: "EventRecord") -> bool:
+        """True when ``reading`` would read the event."""
+        return (
+            event.seq > self.after
+            and (not self.levels or event.level in self.levels)
+            and (not self.codes or event.code in self.codes)
+            and (self.item_index is None or event.payload.get("item_index") == self.item_index)
+        )
 
 
 @dataclass(frozen=True)
@@ -85,6 +116,58 @@ def reading(job_id: uuid.UUID, wanted: EventFilter, *, limit: int) -> Select[Eve
 
 def record_of(row: EventRow) -> EventRecord:
     """The value of a row."""
+    return EventRecord(
+        seq=row.seq,
+        ts=row.ts,
+        code=row.code,
+        level=row.level,
+        job_id=row.job_id,
+        step_id=row.step_id,
+        attempt=row.attempt,
+        payload=row.payload_json,
+        progress=row.job_progress,
+    )
+
+
+@dataclass(frozen=True)
+class JobNews:
+    """A job's events behind a place, and where the job stood when they were read.
+
+    ``last_seq`` is the ``seq`` of the job's last event, which may lie behind those read.
+    """
+
+    user_id: str
+    status: JobStatus
+    last_seq: int
+    events: list[EventRecord] = field(default_factory=list[EventRecord])
+
+
+class EventFeed:
+    """What has happened to jobs since somebody looked. Raises ``DatabaseUnavailable`` when Postgres is away."""
+
+    def __init__(self, *, engine: AsyncEngine) -> None:
+        # Nothing is written, and each statement is a transaction of its own: no BEGIN and no ROLLBACK around it.
+        self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    async def news(self, places: Mapping[uuid.UUID, int], *, most: int) -> dict[uuid.UUID, JobNews]:
+        """The events behind a ``seq`` of each job, oldest first, at most ``most`` of each, in one statement.
+
+        A job that is not there is left out.
+        """
+        values = {"job_ids": list(places), "seqs": list(places.values()), "most": most}
+        async with in_time(), self._engine.connect() as connection:
+            rows = (await connection.execute(_NEWS, values)).all()
+        news: dict[uuid.UUID, JobNews] = {}
+        for row in rows:
+            job = news.get(row.job_id)
+            if job is None:
+                job = news[row.job_id] = JobNews(row.user_id, JobStatus(row.status), row.event_seq)
+            if row.seq is not None:
+                job.events.append(_record(row))
+        return news
+
+
+def _record(row: Row[*tuple[Any, ...]]) -> EventRecord:
     return EventRecord(
         seq=row.seq,
         ts=row.ts,

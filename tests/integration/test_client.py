@@ -174,12 +174,12 @@ def test_events_are_read_from_any_place_and_followed_to_the_end(
     job = client.submit("a fox")
     drawing = threading.Thread(target=_finish, args=(engine, object_store), kwargs={"count": 1})
     drawing.start()
-    followed = list(client.events(job.id, follow=True))
+    followed = list(client.logs(job.id, follow=True))
     drawing.join()
     assert [event.seq for event in followed] == list(range(1, len(followed) + 1))
     assert followed[-1].code == "job.succeeded"
-    assert list(client.events(job.id)) == followed
-    assert [event.seq for event in client.events(job.id, after=3)] == [event.seq for event in followed[3:]]
+    assert list(client.logs(job.id)) == followed
+    assert [event.seq for event in client.logs(job.id, after=3)] == [event.seq for event in followed[3:]]
 
 
 def test_models_and_readiness_are_told(client: Any) -> None:
@@ -195,7 +195,14 @@ def test_the_service_s_errors_keep_their_code_and_details(client: Any) -> None:
     error = caught.value
     assert (error.status, error.code, error.details) == (422, "unknown_model", {"model_id": "sdxl-base"})
     assert error.request_id
-    for call in (client.get, client.cancel, client.wait, lambda id: list(client.events(id))):
+    for call in (
+        client.get,
+        client.cancel,
+        client.wait,
+        lambda id: list(client.logs(id)),
+        lambda id: list(client.stream(id)),
+        client.progress,
+    ):
         with pytest.raises(ApiError) as caught:
             call("../../healthz")
         assert caught.value.code == "not_found"

@@ -23,11 +23,11 @@ from dreamforge.client.flows import (
     Fetch,
     Flow,
     Give,
+    Listen,
     Pause,
     answered,
     deleted,
     downloaded,
-    followed,
     paged,
     waited,
     watched,
@@ -58,23 +58,17 @@ def _job(status: str = "running", *, updated: int = 0, **values: Any) -> Job:
             "progress": {"fraction": 0.0, "items_done": 0, "items_total": 1, "stage": None},
             "steps": [],
             "error": None,
-            "links": {"self": "/j", "artifacts": "/j/a", "logs": "/j/l", "cancel": "/j/c"},
+            "links": {
+                "self": "/j",
+                "artifacts": "/j/a",
+                "logs": "/j/l",
+                "progress": "/j/p",
+                "stream": "/j/s",
+                "cancel": "/j/c",
+            },
             **values,
         }
     )
-
-
-def _line(seq: int) -> dict[str, Any]:
-    return {
-        "seq": seq,
-        "ts": "2026-03-01T12:00:00Z",
-        "code": "log",
-        "job_id": str(uuid.UUID(int=7)),
-        "step_id": None,
-        "attempt": None,
-        "level": "info",
-        "payload": {},
-    }
 
 
 def _artifact(data: bytes) -> Artifact:
@@ -119,6 +113,9 @@ class Played:
                         course.answer(None)
                     case Call(path=path) as call:
                         self.asked.append("?".join([path, *(f"{name}={value}" for name, value in call.params)]))
+                        course.answer(waiting.pop(0))
+                    case Listen(after=after):
+                        self.asked.append(f"stream after {after}")
                         course.answer(waiting.pop(0))
                     case Fetch(part=part):
                         answer = waiting.pop(0)
@@ -253,20 +250,6 @@ def test_waiting_outlives_a_service_that_is_started_again_but_not_one_that_is_go
 def test_waiting_ends_when_its_time_is_up() -> None:
     with pytest.raises(WaitTimeout, match="still running after 5 s"):
         Played(waited("1", timeout=5, now=_clock(0, 1, 1, 6)), _job(), _job())
-
-
-def test_events_are_followed_by_their_numbers_until_the_job_is_over() -> None:
-    lines = [calls.get_events("1", after=0).parse(json.dumps(_line(seq)).encode())[0] for seq in (1, 2, 3)]
-    played = Played(followed("1", after=0, follow=True), _job(), lines[:2], _job(), [], _job("succeeded"), lines[2:])
-    assert [line.seq for line in played.given] == [1, 2, 3]
-    assert [asked for asked in played.asked if "logs" in asked] == [
-        "/v1/jobs/1/logs?after=0", "/v1/jobs/1/logs?after=2", "/v1/jobs/1/logs?after=2",
-    ]  # fmt: skip
-
-
-def test_without_following_the_events_are_read_once() -> None:
-    played = Played(followed("1", after=7, follow=False), [])
-    assert played.asked == ["/v1/jobs/1/logs?after=7"]
 
 
 def test_what_is_not_given_is_left_to_the_service() -> None:

@@ -3,11 +3,9 @@
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncIterator
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import StreamingResponse
 from pydantic import AwareDatetime, StringConstraints
 
 from dreamforge.api import idempotency, preference
@@ -23,15 +21,13 @@ from dreamforge.api.idempotency import key_of
 from dreamforge.api.model_reference import known_models
 from dreamforge.api.preference import wait_of
 from dreamforge.api.request_id import request_id_of
-from dreamforge.api.schemas import ArtifactList, CreateJob, Job, JobList, LogLine
+from dreamforge.api.schemas import ArtifactList, CreateJob, Job, JobList
 from dreamforge.api.state import ApiState, State
 from dreamforge.api.submit import retry_job, submit_job
-from dreamforge.api.views import artifact_view, job_view, log_line
+from dreamforge.api.views import artifact_view, job_view
 from dreamforge.errors import DatabaseUnavailable, NotFound, StorageUnavailable
 from dreamforge.jobs.cancellation import CancelAnswer
-from dreamforge.jobs.events import EventCode
 from dreamforge.jobs.job import JobStatus, JobType
-from dreamforge.store.events import EventFilter, EventRecord
 from dreamforge.store.jobs import JobRecord
 from dreamforge.store.listing import JobFilter, JobPlace
 
@@ -39,7 +35,6 @@ log = logging.getLogger(__name__)
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
 _NO_JOB = "There is no such job."
-NDJSON = "application/x-ndjson"
 Limit = Annotated[int, Query(ge=1, le=200, description="Most items of a page.")]
 Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
 # Postgres knows no NUL in a text.
@@ -196,37 +191,6 @@ async def list_artifacts(
     last = page.artifacts[-1] if page.more else None
     next_cursor = encode_artifact_cursor(last.position, last.ArtifactRow.item_index) if last else None
     return ArtifactList(items=views, next_cursor=next_cursor)
-
-
-@router.get(
-    "/{job_id}/logs",
-    operation_id="get_job_logs",
-    summary="Read a job's events",
-    response_class=StreamingResponse,
-    responses={200: {"content": {NDJSON: {"schema": LogLine.model_json_schema()}}}, **error_responses(404, 422, 503)},
-)
-async def get_job_logs(
-    job_id: str,
-    state: State,
-    after: Annotated[int, Query(ge=0, le=2**62, description="Only events behind this `seq`.")] = 0,
-    level: Annotated[list[Literal["debug", "info", "warning", "error"]] | None, Query()] = None,
-    code: Annotated[list[EventCode] | None, Query(max_length=50)] = None,
-    item_index: Annotated[int | None, Query(ge=0, le=99)] = None,
-) -> StreamingResponse:
-    """Every event so far, one JSON object a line, oldest first."""
-    record = await _find(job_id, state)
-    wanted = EventFilter(after=after, levels=tuple(level or ()), codes=tuple(code or ()), item_index=item_index)
-    events = state.jobs.events(record.job.id, wanted)
-    # Read before the answer begins: an error can still be told.
-    first = await anext(events, None)
-    return StreamingResponse(_lines(first, events), media_type=NDJSON)
-
-
-async def _lines(first: EventRecord | None, events: AsyncIterator[EventRecord]) -> AsyncIterator[str]:
-    if first is not None:
-        yield log_line(first).model_dump_json() + "\n"
-    async for event in events:
-        yield log_line(event).model_dump_json() + "\n"
 
 
 async def _find(job_id: str, state: ApiState) -> JobRecord:

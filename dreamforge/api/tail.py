@@ -1,0 +1,225 @@
+"""One tail for each replica: every job that is followed is looked at in one query, however many clients follow it.
+
+A ``Channel`` holds the last events of one job, each serialised once for all its readers. Readers have no queue, only a
+place: one that is slow costs nothing but that, holds nobody up, and reads from Postgres what the channel no longer has.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import uuid
+from collections import deque
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+
+from dreamforge.api.sse import Frame
+from dreamforge.errors import DatabaseUnavailable
+from dreamforge.store.events import EventFeed, JobNews
+
+log = logging.getLogger(__name__)
+
+PAGE = 500
+"""Events of one job that are read at once."""
+KEPT = 1000
+"""Events that a channel holds for those who are a little behind."""
+_READERS = 4
+"""Pages of history that are read at the same time, out of a pool of about ten connections."""
+_GROWTH = 1.25
+_AWAY_SECONDS = 1.0
+
+
+class StreamBroken(Exception):
+    """The stream cannot go on here. It is broken off, not ended, so that its client resumes."""
+
+
+@dataclass(frozen=True)
+class StreamRules:
+    """Seconds: between two looks while there is news, and while there is none; of silence before a sign of life; that a
+    reader may take nothing."""
+
+    poll: float = 0.1
+    idle: float = 0.4
+    keep_alive: float = 15.0
+    stall: float = 20.0
+
+
+@dataclass(frozen=True)
+class Page:
+    """Events behind a place, and what was so when they were read."""
+
+    user_id: str
+    frames: Sequence[Frame]
+    last_seq: int
+    is_terminal: bool
+
+
+class Channel:
+    """One followed job: its last events, and whether it is over."""
+
+    def __init__(self, *, seq: int) -> None:
+        self.seq = seq
+        self.readers = 0
+        self._frames: deque[Frame] = deque(maxlen=KEPT)
+        self._is_over = False
+        self._trouble: str | None = None
+        self._changed = asyncio.Event()
+
+    def behind(self, seq: int, *, most: int) -> Sequence[Frame] | None:
+        """Up to ``most`` events behind ``seq``, or None when the channel does not reach back so far."""
+        first = self.seq - len(self._frames)
+        if seq < first:
+            return None
+        start = seq - first
+        return list(itertools.islice(self._frames, start, start + most))
+
+    def is_over_at(self, seq: int) -> bool:
+        """True when the job is terminal and ``seq`` is its last event. Raises ``StreamBroken`` when it was deleted."""
+        if self._trouble:
+            raise StreamBroken(self._trouble)
+        return self._is_over and seq == self.seq
+
+    async def wait(self, seconds: float) -> None:
+        """Return when there is news, or after ``seconds``."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._changed.wait()
+
+    def publish(self, news: JobNews | None) -> bool:
+        """Take over what was read behind ``seq``; True when that is anything. None: the job is gone."""
+        before = (self.seq, self._is_over, self._trouble)
+        self._trouble = None if news else "the job was deleted"
+        for event in news.events if news else ():
+            if event.seq != self.seq + 1:
+                # Nobody's event is lost by our own hand. The readers are sent away, and other jobs go on.
+                self._trouble = f"event {event.seq} does not follow {self.seq}"
+                log.error("a job's events have a gap", extra={"job_id": str(event.job_id), "seq": event.seq})
+                break
+            self._frames.append(Frame(event))
+            self.seq = event.seq
+        self._is_over = news is not None and news.status.is_terminal and news.last_seq == self.seq
+        moved = before != (self.seq, self._is_over, self._trouble)
+        if moved:
+            self.wake()
+        return moved
+
+    def wake(self) -> None:
+        """Have every reader look again."""
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+
+class Tail:
+    """The jobs that somebody follows on this replica. One event loop's; only ``end`` may be called from elsewhere.
+
+    It asks Postgres while somebody follows a job, and does nothing at all otherwise.
+    """
+
+    def __init__(self, *, feed: EventFeed, rules: StreamRules) -> None:
+        self.rules = rules
+        self._feed = feed
+        self._channels: dict[uuid.UUID, Channel] = {}
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._joined = asyncio.Event()
+        self._reading = asyncio.Semaphore(_READERS)
+        self._is_ended = False
+
+    @property
+    def readers(self) -> int:
+        """How many streams wait for news."""
+        return sum(channel.readers for channel in self._channels.values())
+
+    @property
+    def is_polling(self) -> bool:
+        """True while Postgres is asked for news."""
+        return self._task is not None and not self._task.done()
+
+    async def page(self, job_id: uuid.UUID, *, after: int) -> Page | None:
+        """The job's events behind ``after``, one page of them; None when there is no such job.
+
+        Raises ``DatabaseUnavailable``.
+        """
+        # Many clients come at once when a replica has died. They wait here: for a connection they would not long.
+        async with self._reading:
+            news = (await self._feed.news({job_id: after}, most=PAGE)).get(job_id)
+        if news is None:
+            return None
+        frames = [Frame(event) for event in news.events]
+        return Page(news.user_id, frames, last_seq=news.last_seq, is_terminal=news.status.is_terminal)
+
+    @contextlib.contextmanager
+    def watch(self, job_id: uuid.UUID, *, seq: int) -> Generator[Channel]:
+        """Follow a job of which everything up to ``seq`` is known. Raises ``StreamBroken`` once the tail has ended."""
+        self.check()
+        channel = self._channels.get(job_id)
+        if channel is None:
+            channel = self._channels[job_id] = Channel(seq=seq)
+        channel.readers += 1
+        self._joined.set()
+        if not self.is_polling:
+            self._loop = asyncio.get_running_loop()
+            self._task = self._loop.create_task(self._run(), name="tail")
+        try:
+            yield channel
+        finally:
+            channel.readers -= 1
+            if not channel.readers:
+                self._channels.pop(job_id, None)
+
+    def check(self) -> None:
+        """Raise ``StreamBroken`` once the tail has ended."""
+        if self._is_ended:
+            raise StreamBroken("the replica is leaving")
+
+    def end(self) -> None:
+        """Break off every stream, now and from now on: the replica is leaving. May be called from any thread."""
+        self._is_ended = True
+        if self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._wake_all)
+
+    def _wake_all(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+        for channel in self._channels.values():
+            channel.wake()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        pause, is_away = self.rules.poll, False
+        while self._channels:
+            began = loop.time()
+            self._joined.clear()
+            try:
+                moved = await self._poll()
+            except DatabaseUnavailable:
+                if not is_away:
+                    log.warning("streams wait for the database")
+                is_away, pause = True, _AWAY_SECONDS
+            except Exception:
+                log.exception("a look for events failed")
+                pause = _AWAY_SECONDS
+            else:
+                is_away = False
+                pause = self.rules.poll if moved else min(max(pause, self.rules.poll) * _GROWTH, self.rules.idle)
+            # Where a look takes long there is load: at most half of the time is spent on looking.
+            await self._rest(max(pause, loop.time() - began))
+
+    async def _poll(self) -> bool:
+        followed = dict(self._channels)
+        news = await self._feed.news({job_id: channel.seq for job_id, channel in followed.items()}, most=PAGE)
+        moved = False
+        for job_id, channel in followed.items():
+            # One that was left and joined again meanwhile stands at another place.
+            if self._channels.get(job_id) is channel:
+                moved |= channel.publish(news.get(job_id))
+        return moved
+
+    async def _rest(self, seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        until = loop.time() + seconds
+        await asyncio.sleep(min(seconds, self.rules.poll))
+        # The rest of a long pause is not for somebody who has just come.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout_at(until):
+                await self._joined.wait()

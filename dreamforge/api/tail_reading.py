@@ -1,0 +1,116 @@
+"""One client's way through a job's events: history from Postgres, then what the tail brings. Each once, in order."""
+
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, Callable, Sequence
+
+from dreamforge.api.sse import Frame
+from dreamforge.api.tail import Page, StreamBroken, Tail
+from dreamforge.errors import DatabaseUnavailable
+
+_BATCH = 100
+"""Events that are handed over at once: what a reader that takes nothing can hold up."""
+_AWAY_SECONDS = 1.0
+
+
+class Reading:
+    """Begins behind ``page``'s place with what is on it, and ends when the job is over and all has been read.
+
+    The events are dense, so the place is all there is to know: what follows it comes from the tail's channel, or from
+    Postgres when the channel does not reach back so far. Joining the two can neither skip nor repeat.
+    """
+
+    def __init__(
+        self, *, tail: Tail, job_id: uuid.UUID, after: int, page: Page, fits: Callable[[Frame], bool] = lambda _: True
+    ) -> None:
+        self._tail = tail
+        self._job_id = job_id
+        self._seq = after
+        self._page = page
+        self._fits = fits
+        self._keep_alive = tail.rules.keep_alive
+        self._silent_until = 0.0
+        self._is_over = False
+
+    async def batches(self) -> AsyncGenerator[Sequence[Frame]]:
+        """The events, some at a time; none after so much silence that a sign of life is due.
+
+        Raises ``StreamBroken`` when the replica leaves or the job is deleted.
+        """
+        self._heard()
+        page: Page | None = self._page
+        while True:
+            async with contextlib.aclosing(self._history(page)) as history:
+                async for frames in history:
+                    yield frames
+            if self._is_over:
+                return
+            async with contextlib.aclosing(self._live()) as live:
+                async for frames in live:
+                    yield frames
+            if self._is_over:
+                return
+            # The channel has gone on without this reader.
+            page = None
+
+    async def _history(self, page: Page | None) -> AsyncGenerator[Sequence[Frame]]:
+        """Pages, up to one that is the last. Leaves ``_is_over``: that page said so, of the same moment."""
+        while True:
+            while page is None:
+                page = await self._next_page()
+                if page is None and self._is_silent:
+                    yield self._heard()
+            for start in range(0, len(page.frames), _BATCH):
+                if frames := self._taken(page.frames[start : start + _BATCH]):
+                    yield frames
+            if self._seq >= page.last_seq:
+                self._is_over = page.is_terminal
+                return
+            page = None
+
+    async def _live(self) -> AsyncGenerator[Sequence[Frame]]:
+        """What the tail brings, until the job is over or the channel no longer reaches back to this reader."""
+        with self._tail.watch(self._job_id, seq=self._seq) as channel:
+            while (behind := channel.behind(self._seq, most=_BATCH)) is not None:
+                if frames := self._taken(behind):
+                    yield frames
+                elif self._is_silent:
+                    yield self._heard()
+                elif not behind:
+                    if channel.is_over_at(self._seq):
+                        self._is_over = True
+                        return
+                    await channel.wait(self._silent_until - asyncio.get_running_loop().time())
+                self._tail.check()
+
+    async def _next_page(self) -> Page | None:
+        self._tail.check()
+        try:
+            page = await self._tail.page(self._job_id, after=self._seq)
+        except DatabaseUnavailable:
+            await asyncio.sleep(_AWAY_SECONDS)
+            return None
+        if page is None:
+            raise StreamBroken("the job was deleted")
+        return page
+
+    def _taken(self, frames: Sequence[Frame]) -> Sequence[Frame]:
+        """Move on behind ``frames``; those of them that are wanted."""
+        if frames:
+            if frames[0].seq != self._seq + 1:
+                raise StreamBroken(f"event {frames[0].seq} of job {self._job_id} does not follow {self._seq}")
+            self._seq = frames[-1].seq
+        wanted = [frame for frame in frames if self._fits(frame)]
+        if wanted:
+            self._heard()
+        return wanted
+
+    @property
+    def _is_silent(self) -> bool:
+        return asyncio.get_running_loop().time() >= self._silent_until
+
+    def _heard(self) -> Sequence[Frame]:
+        """Something is being sent: the silence begins anew."""
+        self._silent_until = asyncio.get_running_loop().time() + self._keep_alive
+        return ()

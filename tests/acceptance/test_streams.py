@@ -1,0 +1,134 @@
+"""Events through HAProxy, over replicas that die and are deployed anew."""
+
+import json
+import random
+import re
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from dreamforge.api.schemas import StreamEvent
+from dreamforge.client import Client
+from dreamforge.embedded.ray_head import authorization
+from dreamforge.embedded.serve import load_config
+from tests.relay import Relay
+from tests.running_stack import RunningStack, wait_for
+
+pytestmark = pytest.mark.timeout(500)
+
+CUTS = 50
+
+
+def _lines(stack: RunningStack, job_id: str) -> list[dict[str, Any]]:
+    return stack.events(stack.get(f"/v1/jobs/{job_id}").json())
+
+
+def _replicas(stack: RunningStack) -> list[psutil.Process]:
+    found: list[psutil.Process] = []
+    for process in stack.family():
+        try:
+            if "ServeReplica:api" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def _deploy_again(stack: RunningStack, *, max_ongoing_requests: int) -> None:
+    config = load_config(host="127.0.0.1", port=stack.ports["PORT"])
+    config["applications"][0]["args"]["max_ongoing_requests"] = max_ongoing_requests
+    token = (stack.data_dir / "secrets" / "ray_token").read_text().strip()
+    url = f"{stack.state()['dashboard']}/api/serve/applications/"
+    httpx2.put(url, json=config, headers=authorization(token), timeout=60).raise_for_status()
+
+
+def test_every_route_speaks_http(stack: RunningStack) -> None:
+    job = stack.run(count=2, params={"prompt": "a fox", "seed": 3})
+    links = job["links"]
+    progress = stack.get(links["progress"]).json()
+    assert (progress["status"], progress["fraction"], progress["items_done"], progress["stage"]) == (
+        "succeeded", 1.0, 2, None,
+    )  # fmt: skip
+    artifacts = {artifact["item_index"]: artifact["id"] for artifact in stack.artifacts(job)}
+    assert [(item["seed"], item["artifact_id"]) for item in progress["items"]] == [(3, artifacts[0]), (4, artifacts[1])]
+    with httpx2.stream("GET", stack.base_url + links["stream"], timeout=60) as response:
+        headers = response.headers
+        text = response.read().decode()
+    assert headers["Content-Type"].startswith("text/event-stream")
+    assert (headers["Cache-Control"], headers["X-Accel-Buffering"]) == ("no-store", "no")
+    assert headers["X-Request-Id"]
+    ids = [int(seq) for seq in re.findall(r"^id: (\d+)$", text, re.MULTILINE)]
+    assert ids == list(range(1, progress["last_seq"] + 1))
+    told = [json.loads(data)["progress"] for data in re.findall(r"^data: (.*)$", text, re.MULTILINE)]
+    for number in ("fraction", "items_done"):
+        assert [one[number] for one in told] == sorted(one[number] for one in told)
+    assert told[-1] == {"fraction": 1.0, "items_done": 2, "items_total": 2}
+    last = {"Last-Event-ID": str(ids[-1])}
+    assert httpx2.get(stack.base_url + links["stream"], headers=last).status_code == 204
+    assert httpx2.get(stack.base_url + links["stream"], headers={"Last-Event-ID": "banana"}).status_code == 400
+    followed = stack.get(f"{links['logs']}?follow=true&level=info")
+    assert followed.text == stack.get(f"{links['logs']}?level=info").text
+
+
+def test_the_commands_follow_a_job(stack: RunningStack) -> None:
+    job_id = stack.post(count=2, params={"prompt": "a fox"}).json()["id"]
+    watching = stack.spawn("jobs", "watch", job_id, "--json")
+    logging = stack.spawn("jobs", "logs", job_id, "-f", "--json")
+    (watched, _), (logged, _) = watching.communicate(timeout=120), logging.communicate(timeout=120)
+    assert (watching.returncode, logging.returncode) == (0, 0)
+    lines = _lines(stack, job_id)
+    assert [json.loads(line) for line in logged.splitlines()] == lines
+    assert [json.loads(line)["seq"] for line in watched.splitlines()] == [line["seq"] for line in lines]
+    result = subprocess.run(
+        [sys.executable, "-m", "dreamforge.cli.main", "jobs", "watch", job_id],
+        env=stack.environment, capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "succeeded, 2 of 2 images" in result.stderr
+    assert stack.command("jobs", "watch", "no-such-job").returncode == 1
+
+
+def test_a_reader_that_is_cut_off_fifty_times_has_every_event_once(stack: RunningStack) -> None:
+    """In one batch job, over the death of a replica and a new deployment of all of them."""
+    with Relay(target=("127.0.0.1", stack.ports["PORT"])) as relay, Client(stack.base_url) as client:
+        job_id = str(client.submit("a long one", count=60, params={"steps": 50, "seed": 0}).id)
+        torn = _Reader(f"http://127.0.0.1:{relay.port}", job_id)
+        steady = _Reader(stack.base_url, job_id)
+        for cut in range(CUTS):
+            time.sleep(random.uniform(0.1, 0.7))  # noqa: S311 - no secret
+            with relay.refusing():
+                pass
+            if cut == CUTS // 4:
+                _replicas(stack)[0].kill()
+            if cut == CUTS // 2:
+                _deploy_again(stack, max_ongoing_requests=3999)
+        assert client.get(job_id).status == "running", "all of it happened during the job"
+        # The streams were told that their replica was leaving: they did not hold it up until it was killed.
+        wait_for(lambda: "the replica is leaving" in stack.command("logs", "api", "-n", "5000").stdout, what="the word")
+        client.cancel(job_id)
+        client.wait(job_id, timeout=90)
+        lines = _lines(stack, job_id)
+        for reader in (torn, steady):
+            reader.join(90)
+            assert [event.seq for event in reader.events] == list(range(1, len(lines) + 1))
+            assert [event.code for event in reader.events] == [line["code"] for line in lines]
+    wait_for(lambda: len(_replicas(stack)) == 2, what="two replicas")
+
+
+class _Reader(threading.Thread):
+    def __init__(self, url: str, job_id: str) -> None:
+        super().__init__()
+        self._url = url
+        self._job_id = job_id
+        self.events: list[StreamEvent] = []
+        self.start()
+
+    def run(self) -> None:
+        """Follow the job to its end."""
+        with Client(self._url) as client:
+            self.events.extend(client.stream(self._job_id))
