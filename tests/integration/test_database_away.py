@@ -65,16 +65,31 @@ async def _client(app: FastAPI) -> AsyncGenerator[httpx2.AsyncClient]:
 
 
 def _requests(job_id: str) -> list[tuple[str, str]]:
-    """Every route that needs the database."""
+    """Requests that succeed one after the other while the database is there."""
     job = f"/v1/jobs/{job_id}"
     return [
         ("POST", "/v1/jobs"),
         ("GET", "/v1/jobs"),
         ("GET", job),
         ("POST", f"{job}/cancel"),
+        ("POST", f"{job}/retry"),
         ("GET", f"{job}/artifacts"),
         ("GET", f"{job}/logs"),
+        ("GET", f"{job}/progress"),
         ("GET", "/v1/models"),
+        ("GET", "/v1/models/tiny"),
+    ]
+
+
+def _all_requests(job_id: str) -> list[tuple[str, str]]:
+    """Every route that needs the database."""
+    return [
+        *_requests(job_id),
+        ("DELETE", f"/v1/jobs/{job_id}"),
+        ("GET", f"/v1/jobs/{job_id}/progress/stream"),
+        ("GET", f"/v1/jobs/{job_id}/logs?follow=true"),
+        ("GET", f"/v1/artifacts/{_NOBODY}"),
+        ("GET", f"/v1/artifacts/{_NOBODY}/content"),
     ]
 
 
@@ -121,8 +136,8 @@ def test_a_server_that_is_away_costs_every_route_a_503_and_nothing_once_it_is_ba
             await _assert_served(client, requests)
             with how(relay):
                 # Twice: over connections that were open, and over none. More at once than the pool has.
-                await _assert_refused(client, requests)
-                await _assert_refused(client, requests * 3)
+                await _assert_refused(client, _all_requests(job_id))
+                await _assert_refused(client, _all_requests(job_id) * 3)
                 alive = await client.get("/healthz")
                 assert alive.status_code == 200
             await _until_served(client)
@@ -175,7 +190,7 @@ def _unreachable(database_url: str) -> Generator[str]:
 def test_a_server_that_cannot_be_reached(database_url: str, app_over: Callable[[str], FastAPI]) -> None:
     async def run(url: str) -> None:
         async with _client(app_over(url)) as client:
-            await _assert_refused(client, _requests(_NOBODY))
+            await _assert_refused(client, _all_requests(_NOBODY))
 
     with _unreachable(database_url) as url:
         asyncio.run(run(url))
@@ -201,7 +216,7 @@ def test_a_server_that_is_out_of_connections(painter: str, app_over: Callable[[s
             with contextlib.ExitStack() as others:
                 for _ in range(3):
                     others.enter_context(psycopg.connect(painter))
-                await _assert_refused(client, _requests(job_id))
+                await _assert_refused(client, _all_requests(job_id))
             await _until_served(client)
             await _assert_served(client, _requests(job_id))
 
@@ -211,7 +226,7 @@ def test_a_server_that_is_out_of_connections(painter: str, app_over: Callable[[s
 def test_a_server_that_takes_no_writes_refuses_those_and_serves_the_rest(
     painter: str, database_url: str, app_over: Callable[[str], FastAPI], job_id: str
 ) -> None:
-    writes = [("POST", "/v1/jobs"), ("POST", f"/v1/jobs/{job_id}/cancel")]
+    writes = [("POST", "/v1/jobs"), ("POST", f"/v1/jobs/{job_id}/cancel"), ("POST", f"/v1/jobs/{job_id}/retry")]
     reads = [request for request in _requests(job_id) if request not in writes]
 
     async def run(set_read_only: Callable[[str], Awaitable[None]]) -> None:
