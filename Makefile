@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: run test check fix openapi clean
+.PHONY: run test check fix openapi bench clean
 
 run: $(INSTALLED)  ## Install what is needed and start the whole service in the foreground.
 	@$(BIN)/dreamforge up
@@ -26,6 +26,9 @@ fix: $(INSTALLED)  ## Mend what can be mended.
 
 openapi: $(INSTALLED)  ## Write tests/openapi.json anew, once the API is meant to be different.
 	@$(BIN)/python -m tests.openapi_document
+
+bench: $(INSTALLED)  ## Measure, print tables, and write them to build/ as JSON.
+	@for what in start requests streams pages; do $(BIN)/python -m tests.benchmarks.$$what; done
 
 clean:  ## Remove the virtual environment. Data stay in .dreamforge.
 	rm -rf $(VENV)
