@@ -23,7 +23,7 @@ class Settings(BaseSettings):
     models_dir: Path | None = None
     """Where model files lie; `<data_dir>/models` when unset."""
 
-    host: str = "127.0.0.1"
+    host: Literal["127.0.0.1", "0.0.0.0"] = "127.0.0.1"  # noqa: S104 - no other works: HAProxy and replicas meet on loopback
     port: int = Field(default=8700, ge=1, le=65535)
     """Address of the HTTP API."""
     url: str | None = None
@@ -121,8 +121,7 @@ class Settings(BaseSettings):
     def service_url(self) -> str:
         """Where client commands find the service."""
         # What listens everywhere is reached on loopback.
-        host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host, self.host)  # noqa: S104
-        return (self.url or f"http://{host}:{self.port}").rstrip("/")
+        return (self.url or f"http://127.0.0.1:{self.port}").rstrip("/")
 
     @property
     def models_root(self) -> Path:

@@ -71,7 +71,8 @@ def _run(stack: Stack, layout: Layout, report: Report, interrupts: Interrupts) -
         interrupts.caught()
         if isinstance(error, FORESEEN):
             report.fail(sentence_of(error))
-        stack.stop_parts()
+        with interrupts.ignored():
+            stack.stop_parts()
         raise
 
 
@@ -81,8 +82,8 @@ def _stop(stack: Stack, report: Report, interrupts: Interrupts) -> None:
         with report.part("Stopped", "stopping; Ctrl-C again to stop at once"):
             stack.stop()
     except HurryRequested:
-        interrupts.caught()
-        stack.stop_parts()
+        with interrupts.ignored():
+            stack.stop_parts()
 
 
 def _detach(settings: Settings, console: Console) -> None:

@@ -49,7 +49,18 @@ class Interrupts:
             yield
         finally:
             self._held = False
-        self._raise()
+            # Also when the block raises: what it raises may be caught on the way, and nobody would know of the signal.
+            self._raise()
+
+    @contextmanager
+    def ignored(self) -> Generator[None]:
+        """A block that no signal breaks, and that leaves nothing more to ask for."""
+        self._held = True
+        try:
+            yield
+        finally:
+            self.caught()
+            self._held = False
 
     def _on_signal(self, _: int, __: FrameType | None) -> Any:
         self._asked += 1

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -11,6 +12,8 @@ from dreamforge.embedded.trouble import AlreadyRunning
 
 _STATE_FILE = "stack.json"
 _LOCK_FILE = "lock"
+_LOOK_SECONDS = 0.5
+"""Whoever asks for the holder holds the file himself for a moment."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +49,12 @@ class DataDirLock:
     def acquire(self) -> None:
         """Hold the folder. Raises ``AlreadyRunning``."""
         stream = self._path.open("a+")
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            stream.close()
-            raise AlreadyRunning(self._path.parent) from error
+        deadline = time.monotonic() + _LOOK_SECONDS
+        while not _is_locked(stream):
+            if time.monotonic() > deadline:
+                stream.close()
+                raise AlreadyRunning(self._path.parent)
+            time.sleep(_LOOK_SECONDS / 10)
         stream.truncate(0)
         stream.write(str(os.getpid()))
         stream.flush()
@@ -60,6 +64,14 @@ class DataDirLock:
     def is_held(self) -> bool:
         """True once ``acquire`` has returned."""
         return self._stream is not None
+
+
+def _is_locked(stream: IO[str]) -> bool:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def holder(data_dir: Path) -> int | None:

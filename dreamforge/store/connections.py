@@ -5,7 +5,9 @@ A stopped server or a cut cable is no error to the driver: its timeouts end conn
 """
 
 import asyncio
+import time
 import traceback
+from contextvars import ContextVar
 from typing import Any, Self, TypeVar
 
 import psycopg
@@ -15,6 +17,13 @@ from psycopg.abc import PQGen
 _Result = TypeVar("_Result")
 _INTERVAL = 0.1
 
+DEADLINE: ContextVar[float | None] = ContextVar("deadline", default=None)
+"""By when, in seconds of the monotonic clock, what is asked now must be answered.
+
+SQLAlchemy commits, rolls back and closes in tasks of their own, which no cancel reaches, but which inherit this.
+"""
+_LEAST_SECONDS = 0.05
+"""For the rollback of what has come to its deadline: a server that is there answers within."""
 SILENCE_SECONDS = 15.0
 """Longer than any statement may take: from here on the server is not busy but silent."""
 
@@ -34,7 +43,7 @@ class PatientConnection(psycopg.Connection):
 
 
 class ImpatientConnection(psycopg.AsyncConnection):
-    """For an event loop: a task that is cancelled throws its connection away, at once.
+    """For an event loop: a task that is cancelled, or too late, throws its connection away at once.
 
     psycopg would ask the server to cancel the statement, and wait for its answer: 10 s, when it is silent.
     """
@@ -59,11 +68,18 @@ class ImpatientConnection(psycopg.AsyncConnection):
             raise
 
     async def wait(self, gen: PQGen[_Result], interval: float = _INTERVAL, timeout: float | None = None) -> _Result:
-        """As psycopg's own."""
+        """As psycopg's own. Raises ``OperationalError`` when the answer has not come by ``DEADLINE``."""
+        deadline = DEADLINE.get()
+        if timeout is None and deadline is not None:
+            timeout = max(deadline - time.monotonic(), _LEAST_SECONDS)
         try:
             return await waiting.wait_async(gen, self.pgconn.socket, interval=interval, timeout=timeout)
         except asyncio.CancelledError:
             self.pgconn.finish()
+            raise
+        except BaseException:
+            if self.pgconn.transaction_status == psycopg.pq.TransactionStatus.ACTIVE:
+                self.pgconn.finish()
             raise
 
 

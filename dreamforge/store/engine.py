@@ -1,6 +1,7 @@
 """Engines, with the time limits that the drivers' defaults lack, and the one border for database errors."""
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
@@ -12,14 +13,14 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from dreamforge.errors import DatabaseUnavailable
-from dreamforge.store.connections import ImpatientConnection, PatientConnection
+from dreamforge.store.connections import DEADLINE, ImpatientConnection, PatientConnection
 
 CONNECT_TIMEOUT = 2
 """Seconds to reach the server."""
 STATEMENT_TIMEOUT_MS = 10_000
 POOL_TIMEOUT = 2.0
 """Seconds to wait for a free connection."""
-DEADLINE = 1.8
+USE_SECONDS = 1.8
 """Seconds that one use of the database may take on the way to a client's answer, from the wait for a connection on."""
 
 
@@ -31,6 +32,8 @@ def _connect_args(application: str) -> dict[str, object]:
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
+        # Keep-alives do not count while something that was sent is not acknowledged.
+        "tcp_user_timeout": 15_000,
     }
 
 
@@ -84,14 +87,17 @@ def database_errors() -> Generator[None]:
 
 
 @asynccontextmanager
-async def in_time(seconds: float = DEADLINE) -> AsyncGenerator[None]:
+async def in_time(seconds: float = USE_SECONDS) -> AsyncGenerator[None]:
     """A use of the database that a client waits for. Raises ``DatabaseUnavailable`` when it is away, or takes longer.
 
     What has not come by then is not waited for: the connection is thrown away with whatever it was doing.
     """
-    with database_errors():
-        try:
+    deadline = DEADLINE.set(time.monotonic() + seconds)
+    try:
+        with database_errors():
             async with asyncio.timeout(seconds):
                 yield
-        except TimeoutError as error:
-            raise DatabaseUnavailable from error
+    except TimeoutError as error:
+        raise DatabaseUnavailable from error
+    finally:
+        DEADLINE.reset(deadline)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.timeout(400)
 @pytest.fixture(scope="module")
 def detached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """A stack in the background, started by `up --detach`."""
-    stack = RunningStack(data_dir=tmp_path_factory.mktemp("detached"))
+    stack = RunningStack(data_dir=tmp_path_factory.mktemp("detached"), DREAMFORGE_SELF_CHECK="true")
     result = stack.command("up", "--detach", seconds=150)
     stack.output.write_text(result.stdout + result.stderr)
     try:

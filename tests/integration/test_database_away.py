@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from fastapi import FastAPI
 from psycopg import sql
-from sqlalchemy import Engine, make_url, text
+from sqlalchemy import Engine, event, make_url, text
 
 from dreamforge.api.app import create_app
 from dreamforge.api.state import ApiRules, ApiState
@@ -166,6 +166,29 @@ def test_a_server_that_stops_in_the_middle_of_an_answer_is_left(
 
     with Relay.before(database_url) as relay:
         asyncio.run(run(relay))
+
+
+@pytest.mark.parametrize(("moment", "request_"), [("commit", ("POST", "/v1/jobs")), ("rollback", ("GET", "/v1/jobs"))])
+def test_a_server_that_stops_before_the_end_of_a_transaction_is_left(
+    database_url: str, app_over: Callable[[str], FastAPI], job_id: str, moment: str, request_: tuple[str, str]
+) -> None:
+    """Commits and rollbacks are waited for in tasks of their own, which no cancel reaches."""
+    assert job_id
+
+    async def run(relay: Relay) -> None:
+        app = app_over(relay.moved(database_url))
+        async with _client(app) as client:
+            await _assert_served(client, [request_])
+            with contextlib.ExitStack() as freezing:
+                engine = app.state.api.engine.sync_engine
+                event.listen(engine, moment, lambda *_: freezing.enter_context(relay.frozen()), once=True)
+                await _assert_refused(client, [request_])
+            await _until_served(client)
+            await _assert_served(client, [request_])
+
+    with Relay.before(database_url) as relay:
+        asyncio.run(run(relay))
+        wait_for(lambda: relay.connections == 0, seconds=10, what="the end of every connection")
 
 
 async def _until_somebody_waits(database_url: str) -> None:

@@ -66,3 +66,21 @@ def test_what_comes_while_it_is_held_is_raised_behind_the_block(interrupts: Inte
     with pytest.raises(StopRequested):
         block()
     assert reached == ["the end of the block"]
+
+
+def test_what_comes_while_a_held_block_fails_is_not_lost(interrupts: Interrupts) -> None:
+    def block() -> None:
+        with interrupts.held():
+            signal.raise_signal(signal.SIGTERM)
+            raise OSError("the disk is full")
+
+    with pytest.raises(StopRequested):
+        block()
+
+
+def test_what_comes_while_it_is_ignored_is_gone(interrupts: Interrupts) -> None:
+    with interrupts.ignored():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0.2)
+    time.sleep(0.2)

@@ -44,9 +44,9 @@ def test_an_endpoint_without_keys_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     ("variables", "url"),
     [
         ({}, "http://127.0.0.1:8700"),
-        ({"DREAMFORGE_HOST": "10.0.0.7", "DREAMFORGE_PORT": "9000"}, "http://10.0.0.7:9000"),
+        ({"DREAMFORGE_HOST": "127.0.0.1", "DREAMFORGE_PORT": "9000"}, "http://127.0.0.1:9000"),
         ({"DREAMFORGE_HOST": "0.0.0.0"}, "http://127.0.0.1:8700"),  # noqa: S104 - only text here
-        ({"DREAMFORGE_HOST": "10.0.0.7", "DREAMFORGE_URL": "https://forge.example.org/"}, "https://forge.example.org"),
+        ({"DREAMFORGE_PORT": "1", "DREAMFORGE_URL": "https://forge.example.org/"}, "https://forge.example.org"),
     ],
 )
 def test_client_commands_find_the_service(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], url: str) -> None:
