@@ -164,7 +164,7 @@ def test_up_deploys_on_a_cluster_of_the_user_s_own_and_takes_away_no_more(
         RAY_AUTH_TOKEN=cluster.token,
     )
     # Serve has a port already, and keeps it.
-    stack.ports["PORT"] = cluster.api_port
+    stack.ports["PORT"], stack.base_url = cluster.api_port, cluster.base_url
     stack.start()
     try:
         stack.wait_until_ready()
