@@ -62,6 +62,7 @@ def _run(stack: Stack, layout: Layout, report: Report, interrupts: Interrupts) -
     try:
         notice = stack.start()
         image = stack.self_check()
+        stack.note_ready()
         _greet(report, stack, layout, image=image, notice=notice)
         stack.watch()
     except StopRequested:

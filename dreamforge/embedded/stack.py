@@ -92,10 +92,13 @@ class Stack:
             check.close()
         return target
 
-    def watch(self) -> NoReturn:
-        """Say that the stack is ready, and start again whatever ends, for ever."""
+    def note_ready(self) -> None:
+        """Let other commands know that the stack is ready, before a person does."""
         self._ready_at = time.time()
         self._write_state()
+
+    def watch(self) -> NoReturn:
+        """Start again whatever ends, for ever."""
         Watch(parts=self._parts, data_dir=self._layout.data_dir, revive=self._revive, report=self._report).run()
 
     def require_alive(self) -> None:
