@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
+from dreamforge.api.cursor import encode_artifact_cursor
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.models import NewModel
 from tests.integration.door import GOOD, JSON, api_state, assert_envelope, served
@@ -158,7 +159,8 @@ def test_ids_that_are_none_are_not_found(client: TestClient, job_id: str) -> Non
         ("cursor=banana", 400),
         ("cursor=%00", 400),
         ("cursor=%ff%fe", 400),
-        ("cursor=" + "A" * 201, 422),
+        ("cursor=" + "A" * 201, 400),
+        ("cursor=", 400),
         ("limit=0", 422),
         ("limit=201", 422),
         ("limit=1e3", 422),
@@ -189,7 +191,8 @@ def test_queries_that_make_no_sense(client: TestClient, query: str, status: int)
 
 def test_a_cursor_of_another_list_is_refused(client: TestClient) -> None:
     job = client.post("/v1/jobs", json=GOOD).json()
-    assert_envelope(client.get(f"{job['links']['artifacts']}?cursor=banana"), 400, "invalid_request")
+    for made_up in ("banana", "", "A" * 201, encode_artifact_cursor(10**30, 5)):
+        assert_envelope(client.get(f"{job['links']['artifacts']}?cursor={made_up}"), 400, "invalid_request")
     client.post("/v1/jobs", json=GOOD)
     cursor = client.get("/v1/jobs?limit=1").json()["next_cursor"]
     assert_envelope(client.get(f"{job['links']['artifacts']}?cursor={cursor}"), 400, "invalid_request")
