@@ -33,19 +33,20 @@ Every answer has `X-Request-Id`. Every error has the shape of `ErrorEnvelope`, w
 Times are RFC 3339 in UTC. Unknown fields of a body are refused; a client should ignore unknown fields of an answer.
 Lists are read on with `cursor`, which is opaque.
 """
-_ANYBODY_S = (403, 500)
+_ANYBODY_S = (403, 408, 500, 503)
 _MEANING_OF_STATUS = {
     400: "The request is malformed",
     403: "The host name is not one that the service answers to",
     404: "There is no such thing",
     405: "The address does not take this method",
+    408: "The request did not arrive in time",
     409: "The state of things does not allow it",
     413: "The body is too large",
     415: "The body is not declared as JSON",
     422: "The request is not valid",
     429: "Too much at once",
     500: "A bug",
-    503: "A dependency is away",
+    503: "A dependency is away, or the service is starting or stopping: `service_unavailable`",
 }
 
 

@@ -164,9 +164,13 @@ class ModelStore:
             nodes = (await session.scalars(select(ModelNodeRow).order_by(ModelNodeRow.node))).all()
         return [ModelRecord(model, [node for node in nodes if node.model_id == model.id]) for model in models]
 
-    async def find(self, reference: str | None) -> ModelRow | None:
-        """The model of an id, a name, or name@version; the default one for None. Newest version first."""
-        query = select(ModelRow).order_by(ModelRow.created_at.desc()).limit(1)
+    async def find(self, reference: str | None, *, prefers_usable: bool = False) -> ModelRow | None:
+        """The model of an id, a name, or name@version; the default one for None.
+
+        A name means its newest version, with ``prefers_usable`` the newest that is installed and enabled, if one is.
+        """
+        usable_first = [(ModelRow.installed & ModelRow.enabled).desc()] if prefers_usable else []
+        query = select(ModelRow).order_by(*usable_first, ModelRow.created_at.desc()).limit(1)
         query = query.where(ModelRow.is_default if reference is None else _is_meant(reference))
         async with in_time(), self._sessions() as session:
             return await session.scalar(query)

@@ -19,6 +19,7 @@ from dreamforge.api.cursor import (
 from dreamforge.api.errors import error_responses
 from dreamforge.api.idempotency import key_of
 from dreamforge.api.model_reference import known_models
+from dreamforge.api.openapi import with_headers
 from dreamforge.api.preference import wait_of
 from dreamforge.api.request_id import request_id_of
 from dreamforge.api.schemas import ArtifactList, CreateJob, Job, JobList
@@ -49,7 +50,10 @@ ModelReference = Annotated[
     status_code=201,
     operation_id="create_job",
     summary="Create a job",
-    responses=error_responses(400, 413, 415, 422, 503),
+    responses={
+        201: with_headers("Idempotency-Replayed", "Preference-Applied"),
+        **error_responses(400, 413, 415, 422, 503),
+    },
     openapi_extra={"parameters": [idempotency.PARAMETER, preference.PARAMETER]},
 )
 async def create_job(body: CreateJob, request: Request, response: Response, state: State) -> Job:
