@@ -34,6 +34,7 @@ status of a code is decided in ``dreamforge/api/errors.py``.
 
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
+from uuid import UUID
 
 
 class DreamForgeError(Exception):
@@ -47,10 +48,12 @@ class DreamForgeError(Exception):
         *,
         details: Mapping[str, Any] | None = None,
         suggestions: Sequence[str] = (),
+        job_id: UUID | None = None,
     ) -> None:
         self.message = message or (type(self).__doc__ or self.code).strip()
         self.details = dict(details or {})
         self.suggestions = tuple(suggestions)
+        self.job_id = job_id
         super().__init__(self.message)
 
 

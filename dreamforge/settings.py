@@ -8,15 +8,20 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+_BARE_ADDRESS = re.compile(r"(?i:https?)://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?/?")
+
 
 class Settings(BaseSettings):
-    """Settings of one process. Immutable; secrets are masked when printed."""
+    """Settings of one process. Immutable; secrets are masked when printed, and no error repeats a value."""
 
-    model_config = SettingsConfigDict(env_prefix="DREAMFORGE_", frozen=True, extra="ignore", env_ignore_empty=True)
+    model_config = SettingsConfigDict(
+        env_prefix="DREAMFORGE_", frozen=True, extra="ignore", env_ignore_empty=True, hide_input_in_errors=True
+    )
 
     data_dir: Path = Path(".dreamforge")
     """Where `dreamforge up` keeps databases, images, keys and logs."""
@@ -111,6 +116,14 @@ class Settings(BaseSettings):
                 raise ValueError(f"{name!r} is no host name, nor * or *.example.org; ports do not belong here")
         return names
 
+    @field_validator("s3_endpoint", "s3_public_endpoint")
+    @classmethod
+    def _is_bare_address(cls, url: str | None) -> str | None:
+        # Clients of a store make their own of a path or a password in there.
+        if url is not None and not _is_bare_address(url):
+            raise ValueError("it is not like https://host:9000, which is a scheme, a host and a port alone")
+        return url
+
     @model_validator(mode="after")
     def _s3_keys_come_with_an_endpoint(self) -> Self:
         if self.s3_endpoint and not (self.s3_access_key and self.s3_secret_key):
@@ -127,6 +140,13 @@ class Settings(BaseSettings):
     def models_root(self) -> Path:
         """Absolute folder of the installed models."""
         return (self.models_dir or self.data_dir / "models").absolute()
+
+
+def _is_bare_address(url: str) -> bool:
+    try:
+        return bool(_BARE_ADDRESS.fullmatch(url)) and urlsplit(url).port != 0
+    except ValueError:
+        return False
 
 
 def load() -> Settings:

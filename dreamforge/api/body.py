@@ -1,4 +1,4 @@
-"""Request bodies, read strictly: JSON as the standard has it, text that Postgres can keep, bounded depth."""
+"""Request bodies, read strictly: JSON as the standard has it, text that Postgres can keep, bounded depth and width."""
 
 import json
 import math
@@ -12,6 +12,9 @@ from fastapi.routing import APIRoute
 from dreamforge.api.errors import BAD_JSON, HttpError
 
 MOST_DEPTH = 20
+MOST_FIELDS = 256
+"""Of one object. No request has that many, and each that is not known would become an error of its own."""
+_MEDIA_TYPE = re.compile(r"application/(?:[a-z0-9!#$&^_.+-]+\+)?json")
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -42,7 +45,7 @@ class StrictRequest(Request):
             return self._bytes
         data = self._bytes = await self._limited_body(self.app.state.api.rules.max_body)
         media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if data and not (media_type == "application/json" or media_type.endswith("+json")):
+        if data and not _MEDIA_TYPE.fullmatch(media_type):
             raise HttpError(415, "Send the body as application/json.")
         if self.headers.get("content-encoding", "identity").strip().lower() != "identity":
             raise HttpError(415, "Send the body without a Content-Encoding.")
@@ -104,6 +107,8 @@ def _check(value: Any, *, depth: int) -> None:
             raise _Refusal("holds NUL or half a surrogate pair")
         case float() if math.isinf(value):
             raise _Refusal("is too large a number")
+        case dict() if len(value) > MOST_FIELDS:
+            raise _Refusal(f"has more than {MOST_FIELDS} fields")
         case dict():
             for key in value:
                 _check(key, depth=depth)

@@ -1,4 +1,7 @@
-"""Opaque, self-checking cursors: a made-up one is refused, and so is one of another list."""
+"""Opaque, self-checking cursors: a made-up one is refused, and so is one of another list.
+
+The check has no key: whoever computes a cursor gets what he asks for, as long as it is a place that a row can have.
+"""
 
 import base64
 import binascii
@@ -11,7 +14,11 @@ from typing import Any
 from dreamforge.api.errors import HttpError
 from dreamforge.store.listing import JobPlace
 
+MOST_CHARACTERS = 200
+"""Those of the longest cursor, with room to spare."""
 _CHECK_BYTES = 6
+_BEYOND_INTEGERS = 2**31
+"""Postgres' `integer` ends before it."""
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -24,6 +31,8 @@ def encode_artifact_cursor(position: int, item_index: int) -> str:
 def decode_artifact_cursor(cursor: str) -> tuple[int, int]:
     """Inverse of ``encode_artifact_cursor``. Raises 400 for anything it has not made."""
     position, item_index = _decode("artifacts", cursor)
+    if not (0 <= position < _BEYOND_INTEGERS and 0 <= item_index < _BEYOND_INTEGERS):
+        raise _refusal()
     return position, item_index
 
 
@@ -47,6 +56,8 @@ def _encode(of: str, *place: int) -> str:
 
 
 def _decode(of: str, cursor: str) -> tuple[int, int]:
+    if len(cursor) > MOST_CHARACTERS:
+        raise _refusal()
     try:
         raw = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True)
         check, content = raw[:_CHECK_BYTES], raw[_CHECK_BYTES:]
@@ -54,7 +65,8 @@ def _decode(of: str, cursor: str) -> tuple[int, int]:
     except (ValueError, TypeError, RecursionError, binascii.Error) as error:
         raise _refusal() from error
     match place:
-        case [int(first), int(second)]:
+        # A bool is an int in Python.
+        case [int(first), int(second)] if bool not in {type(first), type(second)}:
             return first, second
         case _:
             raise _refusal()

@@ -6,6 +6,7 @@ JSON) is an ``HttpError``. Both are answered with ``ErrorEnvelope``, in less tha
 
 import json
 import logging
+import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -92,6 +93,7 @@ def envelope(
     message: str,
     *,
     details: Mapping[str, Any] | None = None,
+    job_id: uuid.UUID | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> JSONResponse:
     """The answer for an error. Details that would make it too large are left out, then the message is cut."""
@@ -100,7 +102,9 @@ def envelope(
         kept.setdefault("Retry-After", str(RETRY_AFTER_SECONDS))
     request_id = request_id_of(request)
     for said, more in ((message, dict(details or {})), (message, {}), (message[:200], {})):
-        body = ErrorBody(code=code, message=said, details=more, request_id=request_id)
+        body = ErrorBody(
+            code=code, message=said, details=more, job_id=str(job_id) if job_id else None, request_id=request_id
+        )
         response = JSONResponse(ErrorEnvelope(error=body).model_dump(), status_code=status, headers=kept)
         if len(response.body) < MOST_BYTES:
             return response
@@ -116,7 +120,7 @@ async def _on_domain_error(request: Request, error: DreamForgeError) -> JSONResp
     details = dict(error.details)
     if "errors" in details:
         details["errors"] = _bounded(details["errors"])
-    return envelope(request, status, error.code, error.message, details=details)
+    return envelope(request, status, error.code, error.message, details=details, job_id=error.job_id)
 
 
 async def _on_invalid(request: Request, error: RequestValidationError) -> JSONResponse:
@@ -133,7 +137,8 @@ async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse
     ours = isinstance(error, HttpError)
     headers = dict(error.headers or {})
     if status == 405:
-        headers["Allow"] = _allowed(request)
+        # Files have a mount, which matches any method, and say themselves what they take.
+        headers["Allow"] = _allowed(request) or headers.get("Allow", "")
     if status == 413:
         # The rest of the body may have no end.
         headers["Connection"] = "close"

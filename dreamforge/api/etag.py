@@ -11,7 +11,7 @@ IfNoneMatch = Annotated[
     str | None,
     Header(alias="If-None-Match", description="ETags that are known already, or `*`.", examples=['"9f86d081"']),
 ]
-"""For the document: several of the header are read by ``tagged`` itself."""
+"""For the document: several of the header are read by ``is_known`` itself."""
 _TAG = re.compile(r'\s*(?:W/)?"([\x21\x23-\x7e\x80-\xff]*)"\s*(?:,|$)')
 
 
@@ -21,9 +21,14 @@ def tagged(request: Request, content: BaseModel) -> Response:
     tag = hashlib.sha256(body).hexdigest()[:32]
     # Kept, but asked about each time.
     headers = {"ETag": f'"{tag}"', "Cache-Control": "no-cache"}
-    if _names(", ".join(request.headers.getlist("If-None-Match")), tag):
+    if is_known(request, tag):
         return Response(status_code=304, headers=headers)
     return Response(body, media_type="application/json", headers=headers)
+
+
+def is_known(request: Request, tag: str) -> bool:
+    """True when `If-None-Match` names the tag, which is given without its quotes."""
+    return _names(", ".join(request.headers.getlist("If-None-Match")), tag)
 
 
 def _names(if_none_match: str, tag: str) -> bool:

@@ -193,6 +193,7 @@ ERRORS: dict[int, tuple[str, str, dict[str, Any]]] = {
     403: ("forbidden", "The service does not answer to this host name.", {}),
     404: ("not_found", "There is no such job.", {}),
     405: ("method_not_allowed", "This address does not take this method.", {}),
+    408: ("request_timeout", "The request did not arrive in time.", {}),
     409: ("conflict", "The job is still running.", {}),
     413: ("body_too_large", "The request body is larger than 1048576 bytes.", {}),
     415: ("unsupported_media_type", "Send the body as application/json.", {}),
@@ -207,5 +208,6 @@ ERRORS: dict[int, tuple[str, str, dict[str, Any]]] = {
 def error_example(status: int) -> dict[str, Any]:
     """An envelope for the status."""
     code, message, details = ERRORS.get(status, ERRORS[400])
-    error = {"code": code, "message": message, "details": details, "job_id": None, "request_id": _REQUEST}
+    job_id = _JOB if status == 409 else None
+    error = {"code": code, "message": message, "details": details, "job_id": job_id, "request_id": _REQUEST}
     return {"error": error}

@@ -60,7 +60,11 @@ class Metrics:
         registry = CollectorRegistry()
         snapshot = Snapshot(live=live, totals=totals or self._totals.last)
         registry.register(_Figures(snapshot, alive_seconds=self._alive_seconds))
-        encode, content_type = choose_encoder(accept)
+        try:
+            encode, content_type = choose_encoder(accept)
+        except (TypeError, ValueError):
+            # It compares any version that it is given with numbers.
+            encode, content_type = choose_encoder("")
         return encode(registry), content_type
 
 

@@ -11,7 +11,7 @@ from dreamforge.store.tables import ModelRow
 
 async def usable_model(reference: str | None, job_type: JobType, state: ApiState) -> ModelRow:
     """The model that a job is to be run with, the default one for None. Raises why it cannot be."""
-    model = await state.models.find(reference)
+    model = await state.models.find(reference, prefers_usable=True)
     if model is None:
         raise await _unknown(reference, state)
     details = {"model_id": reference or str(model.id)}

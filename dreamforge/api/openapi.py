@@ -33,19 +33,20 @@ Every answer has `X-Request-Id`. Every error has the shape of `ErrorEnvelope`, w
 Times are RFC 3339 in UTC. Unknown fields of a body are refused; a client should ignore unknown fields of an answer.
 Lists are read on with `cursor`, which is opaque.
 """
-_ANYBODY_S = (403, 500)
+_ANYBODY_S = (403, 408, 500, 503)
 _MEANING_OF_STATUS = {
     400: "The request is malformed",
     403: "The host name is not one that the service answers to",
     404: "There is no such thing",
     405: "The address does not take this method",
+    408: "The request did not arrive in time",
     409: "The state of things does not allow it",
     413: "The body is too large",
     415: "The body is not declared as JSON",
     422: "The request is not valid",
     429: "Too much at once",
     500: "A bug",
-    503: "A dependency is away",
+    503: "A dependency is away, or the service is starting or stopping: `service_unavailable`",
 }
 
 
@@ -63,6 +64,11 @@ def events_of(event: type[BaseModel]) -> dict[str, Any]:
         "contentSchema": event.model_json_schema(ref_template=_REF),
     }
     return {"content": {SSE: {"schema": schema}}}
+
+
+def with_headers(*names: str) -> dict[str, Any]:
+    """Of a response that has these beside the headers of its status: ``responses={200: with_headers("ETag")}``."""
+    return {"headers": {name: {"$ref": f"#/components/headers/{name}"} for name in names}}
 
 
 def install_document(app: FastAPI) -> None:
@@ -120,8 +126,7 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 
 def _complete(response: dict[str, Any], status: int, *, is_health: bool) -> None:
     named = {"X-Request-Id", *_HEADERS_OF_STATUS.get(status, ())}
-    headers = {name: {"$ref": f"#/components/headers/{name}"} for name in sorted(named)}
-    response["headers"] = {**headers, **response.get("headers", {})}
+    response["headers"] = {**with_headers(*sorted(named))["headers"], **response.get("headers", {})}
     if status >= 400 and not is_health:
         response["description"] = _MEANING_OF_STATUS.get(status, "The request is not valid")
         schema = {"$ref": "#/components/schemas/ErrorEnvelope"}
@@ -165,6 +170,15 @@ _HEADERS: dict[str, dict[str, Any]] = {
     "ETag": _header("Names exactly this content; for `If-None-Match`.", '"9f86d081884c7d659a2feaa0c55ad015"'),
     "Retry-After": _header("Seconds to wait.", RETRY_AFTER_SECONDS, type="integer", minimum=0),
     "Allow": _header("The methods that the address takes.", "GET, POST"),
+    "Idempotency-Replayed": _header("There when an earlier request with the key made the job.", "true", enum=["true"]),
+    "Preference-Applied": _header("There when the answer was held: for how long at most.", "wait=30"),
+    "Accept-Ranges": _header("The service sends the whole; the store sends parts.", "none", enum=["none"]),
+    "Cache-Control": _header("Kept, but asked about each time.", "private, no-cache"),
+    "Content-Disposition": _header(
+        "Shown, and saved under this name.", 'inline; filename="01936b2e-7c1a-7b5e-9d0c-3f6a1f0b2c3d_0.png"'
+    ),
+    "Content-Length": _header("Bytes of the file.", 1402331, type="integer", minimum=0),
+    "X-Content-Type-Options": _header("The type is not to be guessed.", "nosniff", enum=["nosniff"]),
 }
 _HEADERS_OF_STATUS = {
     201: ("Location",),
@@ -174,5 +188,5 @@ _HEADERS_OF_STATUS = {
     429: ("Retry-After",),
     503: ("Retry-After",),
 }
-ETAG: dict[str, Any] = {"headers": {"ETag": {"$ref": "#/components/headers/ETag"}}}
+ETAG: dict[str, Any] = with_headers("ETag")
 """For a response that carries one."""

@@ -51,7 +51,9 @@ class CreateJob(Strict):
 
     type: Literal["generate"] = Field(description="What to do.")
     model_id: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
-        default=None, description="An id, a name, or name@version. Null: the default model."
+        default=None,
+        description="An id, name@version, or a name: then its newest version that can be used. "
+        "Null: the default model.",
     )
     count: int = Field(default=1, ge=1, le=100, description="Images to make.")
     priority: Literal["low", "normal", "high"] = Field(default="normal", description="A higher one is run first.")
@@ -82,7 +84,7 @@ class JobProgress(BaseModel):
     items_done: int = Field(description="Images that are finished.")
     items_total: int = Field(description="Images that are asked for.")
     stage: str | None = Field(description="What the image that was begun last is at.")
-    queue_position: int | None = Field(default=None, description="Jobs before this one.")
+    queue_position: int | None = Field(default=None, description="Its place in line, from 1.")
     eta_seconds: float | None = Field(default=None, description="Seconds until the end.")
 
 

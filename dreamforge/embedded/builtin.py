@@ -18,6 +18,7 @@ from dreamforge.store.models import ModelRegistry, NewModel, NewModelFile
 
 NAME = "sdxl-tiny"
 VERSION = "1"
+SOURCE_URI = f"builtin:{NAME}"
 NOTICE = (
     "sdxl-tiny has random weights: it draws noise, to show that everything works. "
     "Install a real SDXL model to draw pictures."
@@ -28,26 +29,26 @@ _SIZE = SizeRange(least=64, most=512, default=64)
 def install_if_empty(settings: Settings, database_url: str) -> str | None:
     """Install `sdxl-tiny` where no model is installed, and rebuild its files where they are gone.
 
-    One that an older version has registered is told anew: its parameters' schema is the one of the running code.
-    Returns the notice to show when the built-in model is what jobs will find.
+    One that an older version has registered is told anew: its parameters' schema is the one of the running code, its
+    place the one of the settings. A model of this name from elsewhere is nobody's business here.
+    Returns the notice to show when the built-in model is what jobs will find that name none.
     """
     engine = open_engine(database_url, application="dreamforge-up", pool_size=1)
     try:
         registry = ModelRegistry(engine=engine)
-        known = registry.local_path(name=NAME, version=VERSION)
-        if known is None and registry.has_any_installed():
+        source = registry.source_uri(name=NAME, version=VERSION)
+        if source not in {None, SOURCE_URI} or (source is None and registry.has_any_installed()):
             return None
         folder = settings.models_root / "sdxl" / f"{NAME}@{VERSION}"
-        if not (folder / DESCRIPTOR_NAME).is_file():
+        is_new = not (folder / DESCRIPTOR_NAME).is_file()
+        if is_new:
             _build(folder)
         model = _registration(describe(folder), folder)
-        if known is None:
+        if source is None:
             registry.register(model)
         else:
-            registry.refresh(model)
-            if Path(known) != folder:
-                registry.move(name=NAME, version=VERSION, local_path=str(folder))
-        return NOTICE
+            registry.refresh(model, with_files=is_new)
+        return NOTICE if registry.is_default(name=NAME, version=VERSION) else None
     finally:
         engine.dispose()
 
@@ -59,7 +60,7 @@ def describe(folder: Path) -> ModelDescriptor:
         name=NAME,
         version=VERSION,
         kind="sdxl",
-        source_uri=f"builtin:{NAME}",
+        source_uri=SOURCE_URI,
         checkpoint_hash=checkpoint_hash(files),
         parameters_schema=sdxl_schema(size=_SIZE, default_steps=4),
         capabilities=("generate",),

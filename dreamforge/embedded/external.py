@@ -23,8 +23,6 @@ def require_external(settings: Settings, blobs: BlobSettings, *, ray_token: str 
         _ask_postgres(settings.database_url.get_secret_value())
     if settings.redis_url:
         _ask_redis(settings.redis_url.get_secret_value())
-    if settings.s3_public_endpoint:
-        _store_address("DREAMFORGE_S3_PUBLIC_ENDPOINT", settings.s3_public_endpoint)
     if settings.s3_endpoint:
         _ask_object_store(settings.s3_endpoint, blobs)
     if settings.ray_address:
@@ -68,16 +66,14 @@ def _redis_words(error: QueueUnavailable) -> str:
     return "it asks for a password" if "HELLO" in words or words.startswith("Authentication required") else words
 
 
-def _store_address(setting: str, endpoint: str) -> Address:
-    address = Address(
-        setting=setting, server="The object store", url=endpoint, schemes=_HTTP, example="https://host:9000"
-    )
-    address.require_bare()
-    return address
-
-
 def _ask_object_store(endpoint: str, settings: BlobSettings) -> None:
-    address = _store_address("DREAMFORGE_S3_ENDPOINT", endpoint)
+    address = Address(
+        setting="DREAMFORGE_S3_ENDPOINT",
+        server="The object store",
+        url=endpoint,
+        schemes=_HTTP,
+        example="https://host:9000",
+    )
     try:
         Blobs(settings, read_timeout=_SECONDS).rehearse()
     except StorageUnavailable as error:

@@ -24,6 +24,7 @@ def delete_job(connection: Connection, job_id: uuid.UUID, *, user_id: str) -> Se
         raise Conflict(
             f"Only a job that is over can be deleted; this one is {status}. Cancel it first.",
             details={"status": status},
+            job_id=job_id,
         )
     query = select(ArtifactRow.s3_key).where(ArtifactRow.job_id == job_id).order_by(ArtifactRow.item_index)
     keys = connection.scalars(query).all()

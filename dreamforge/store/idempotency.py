@@ -47,4 +47,4 @@ def clear_expired_key(key: IdempotencyKey, *, user_id: str) -> Update:
 def require_same_request(key: IdempotencyKey, earlier: JobRow) -> None:
     """Raise ``IdempotencyKeyReused`` when the key came with another body before."""
     if earlier.request_fingerprint != key.fingerprint:
-        raise IdempotencyKeyReused(details={"job_id": str(earlier.id)})
+        raise IdempotencyKeyReused(job_id=earlier.id)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import ColumnElement, Engine, and_, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Engine, and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
 from dreamforge.store.engine import database_errors, in_time
@@ -37,6 +37,15 @@ class NewModel:
     metadata: dict[str, Any]
     files: tuple[NewModelFile, ...]
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all its files."""
+        return sum(file.size for file in self.files)
+
+    def file_rows(self, model_id: uuid.UUID) -> list[dict[str, Any]]:
+        """What is kept of its files under the id that the model is registered by."""
+        return [{"model_id": model_id, **vars(file)} for file in self.files]
+
 
 @dataclass(frozen=True)
 class ModelRecord:
@@ -57,11 +66,17 @@ class ModelRegistry:
         with database_errors(), self._engine.connect() as connection:
             return connection.execute(select(ModelRow.id).where(ModelRow.installed).limit(1)).first() is not None
 
-    def local_path(self, *, name: str, version: str) -> str | None:
-        """Where a model's files lie, None when it is not registered."""
-        query = select(ModelRow.local_path).where(ModelRow.name == name, ModelRow.version == version)
+    def source_uri(self, *, name: str, version: str) -> str | None:
+        """Where a registered model came from, None when it is not registered."""
+        query = select(ModelRow.source_uri).where(ModelRow.name == name, ModelRow.version == version)
         with database_errors(), self._engine.connect() as connection:
             return connection.execute(query).scalar_one_or_none()
+
+    def is_default(self, *, name: str, version: str) -> bool:
+        """True when jobs that name no model take this one."""
+        query = select(ModelRow.is_default).where(ModelRow.name == name, ModelRow.version == version)
+        with database_errors(), self._engine.connect() as connection:
+            return bool(connection.execute(query).scalar_one_or_none())
 
     def register(self, new: NewModel) -> None:
         """Write the model and its files. It becomes the default when there is none."""
@@ -81,36 +96,34 @@ class ModelRegistry:
                     parameters_schema=new.parameters_schema,
                     capabilities=list(new.capabilities),
                     metadata_json=new.metadata,
-                    size_bytes=sum(file.size for file in new.files),
+                    size_bytes=new.size_bytes,
                 )
             )
-            connection.execute(insert(ModelFileRow), [{"model_id": new.id, **vars(file)} for file in new.files])
+            connection.execute(insert(ModelFileRow), new.file_rows(new.id))
 
-    def move(self, *, name: str, version: str, local_path: str) -> None:
-        """Note that a model's files lie elsewhere now."""
-        with database_errors(), self._engine.begin() as connection:
-            connection.execute(
-                update(ModelRow)
-                .where(ModelRow.name == name, ModelRow.version == version)
-                .values(local_path=local_path, updated_at=func.now())
-            )
+    def refresh(self, new: NewModel, *, with_files: bool) -> bool:
+        """Bring what a registered model says of itself up to date: where it lies, schema, capabilities, metadata.
 
-    def refresh(self, new: NewModel) -> bool:
-        """Bring what a registered model says of itself up to date: schema, capabilities, metadata.
-
-        Its id, its files and what a person decided (enabled, default) stay. The model is the one of the same name,
-        version and source. True when something changed.
+        Its id and what a person decided (enabled, default) stay; its files, their size and their hash too, unless
+        ``with_files``. The model is the one of the same name, version and source. True when something changed.
         """
-        now_said = {
+        now_said: dict[Any, Any] = {
+            ModelRow.local_path: new.local_path,
             ModelRow.parameters_schema: new.parameters_schema,
             ModelRow.capabilities: list(new.capabilities),
             ModelRow.metadata_json: new.metadata,
         }
+        if with_files:
+            now_said |= {ModelRow.checkpoint_hash: new.checkpoint_hash, ModelRow.size_bytes: new.size_bytes}
         differs = or_(*(column.is_distinct_from(value) for column, value in now_said.items()))
         is_it = and_(ModelRow.name == new.name, ModelRow.version == new.version, ModelRow.source_uri == new.source_uri)
         statement = update(ModelRow).where(is_it, differs).values({**now_said, ModelRow.updated_at: func.now()})
         with database_errors(), self._engine.begin() as connection:
-            return connection.execute(statement.returning(ModelRow.id)).first() is not None
+            model_id = connection.execute(statement.returning(ModelRow.id)).scalar_one_or_none()
+            if model_id is not None and with_files:
+                connection.execute(delete(ModelFileRow).where(ModelFileRow.model_id == model_id))
+                connection.execute(insert(ModelFileRow), new.file_rows(model_id))
+            return model_id is not None
 
 
 @dataclass(frozen=True)
@@ -151,9 +164,13 @@ class ModelStore:
             nodes = (await session.scalars(select(ModelNodeRow).order_by(ModelNodeRow.node))).all()
         return [ModelRecord(model, [node for node in nodes if node.model_id == model.id]) for model in models]
 
-    async def find(self, reference: str | None) -> ModelRow | None:
-        """The model of an id, a name, or name@version; the default one for None. Newest version first."""
-        query = select(ModelRow).order_by(ModelRow.created_at.desc()).limit(1)
+    async def find(self, reference: str | None, *, prefers_usable: bool = False) -> ModelRow | None:
+        """The model of an id, a name, or name@version; the default one for None.
+
+        A name means its newest version, with ``prefers_usable`` the newest that is installed and enabled, if one is.
+        """
+        usable_first = [(ModelRow.installed & ModelRow.enabled).desc()] if prefers_usable else []
+        query = select(ModelRow).order_by(*usable_first, ModelRow.created_at.desc()).limit(1)
         query = query.where(ModelRow.is_default if reference is None else _is_meant(reference))
         async with in_time(), self._sessions() as session:
             return await session.scalar(query)

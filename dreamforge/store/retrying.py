@@ -48,6 +48,7 @@ def retry_job(connection: Connection, job_id: uuid.UUID, *, user_id: str) -> Que
         raise Conflict(
             f"Only a job that failed or was cancelled can be retried; this one is {status}.",
             details={"status": status},
+            job_id=job_id,
         )
     steps = connection.execute(
         select(StepRow.id, StepRow.name, StepRow.lane, StepRow.attempt)
@@ -56,7 +57,11 @@ def retry_job(connection: Connection, job_id: uuid.UUID, *, user_id: str) -> Que
         .with_for_update()
     ).all()
     if not steps:
-        raise Conflict("Every step of the job has succeeded: there is nothing to retry.", details={"status": status})
+        raise Conflict(
+            "Every step of the job has succeeded: there is nothing to retry.",
+            details={"status": status},
+            job_id=job_id,
+        )
     first, *later = steps
     _renew_step(connection, first.id, StepStatus.QUEUED)
     for step in later:

@@ -2,6 +2,7 @@
 
 import json
 
+import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
@@ -11,6 +12,7 @@ from dreamforge.jobs.job import Lane
 from dreamforge.queue import TicketQueue, connect
 from dreamforge.store.models import NewModel
 from tests.integration.door import GOOD, assert_envelope, make_app
+from tests.integration.factories import a_model
 
 
 def test_a_job_is_created_and_can_be_read(client: TestClient, model: NewModel, redis_url: str) -> None:
@@ -32,6 +34,27 @@ def test_a_job_is_created_and_can_be_read(client: TestClient, model: NewModel, r
 def test_a_model_is_named_by_id_name_or_version(client: TestClient, model: NewModel, reference: str) -> None:
     name = str(model.id) if reference == "id" else reference
     assert client.post("/v1/jobs", json={**GOOD, "model_id": name}).json()["model_id"] == str(model.id)
+
+
+@pytest.mark.parametrize(("change", "code"), [("installed", "model_not_installed"), ("enabled", "model_disabled")])
+def test_a_name_is_its_newest_version_that_can_be_used(
+    client: TestClient, engine: Engine, model: NewModel, change: str, code: str
+) -> None:
+    newest = a_model(engine, name="tiny", version="2")
+
+    def drawn_with(reference: str) -> httpx2.Response:
+        return client.post("/v1/jobs", json={**GOOD, "model_id": reference})
+
+    assert drawn_with("tiny").json()["model_id"] == str(newest.id)
+    with engine.begin() as connection:
+        switch_off = text(f"UPDATE models SET {change} = false WHERE id = :id")  # noqa: S608 - the test's own words
+        connection.execute(switch_off, {"id": newest.id})
+    assert drawn_with("tiny").json()["model_id"] == str(model.id)
+    for reference in ("tiny@2", str(newest.id)):
+        assert_envelope(drawn_with(reference), 422, code)
+    with engine.begin() as connection:
+        connection.execute(switch_off, {"id": model.id})
+    assert_envelope(drawn_with("tiny"), 422, code)
 
 
 def test_an_unknown_model_is_refused_with_those_there_are(client: TestClient) -> None:

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
 from dreamforge.api.state import ApiState
+from dreamforge.blobs import Blob
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.models import NewModel
 from tests.integration.door import GOOD, api_state, assert_envelope, blobs_behind, served
@@ -87,6 +88,45 @@ def test_head_tells_what_get_would(client: TestClient, artifact: dict[str, Any],
     for name in ("Content-Type", "Content-Length", "ETag", "Content-Disposition", "Accept-Ranges"):
         assert head.headers[name] == streamed[name]
     assert client.head(f"/v1/artifacts/{uuid.uuid4()}/content").status_code == 404
+
+
+def test_who_has_the_bytes_already_is_told_so_without_the_store(
+    client: TestClient, artifact: dict[str, Any], relay: Relay
+) -> None:
+    path = f"/v1/artifacts/{artifact['id']}/content"
+    tag = client.head(path).headers["ETag"]
+    with relay.refusing():
+        for known in (tag, f"W/{tag}", f'"other", {tag}', "*"):
+            for answer in (
+                client.get(f"{path}?redirect=false", headers={"If-None-Match": known}),
+                client.head(path, headers={"If-None-Match": known}),
+            ):
+                assert (answer.status_code, answer.content) == (304, b""), known
+                assert (answer.headers["ETag"], answer.headers["Cache-Control"]) == (tag, "private, no-cache")
+    for other in ('"other"', tag.strip('"')):
+        assert client.get(f"{path}?redirect=false", headers={"If-None-Match": other}).content == b"image 0"
+    assert client.get(path, headers={"If-None-Match": tag}).status_code == 307, "a redirect is no content"
+
+
+def test_an_image_that_is_deleted_as_it_is_asked_for_is_not_found(
+    client: TestClient,
+    state: ApiState,
+    engine: Engine,
+    artifact: dict[str, Any],
+    object_store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    opens = state.blobs.open
+
+    def open_late(key: str) -> Blob:
+        # Between the row and the object.
+        with engine.begin() as connection:
+            connection.execute(text("DELETE FROM jobs"))
+        object_store.blobs().remove([key])
+        return opens(key)
+
+    monkeypatch.setattr(state.blobs, "open", open_late)
+    assert_envelope(client.get(f"/v1/artifacts/{artifact['id']}/content?redirect=false"), 404, "not_found")
 
 
 def test_a_range_is_the_store_s_affair(client: TestClient, artifact: dict[str, Any]) -> None:
@@ -203,7 +243,10 @@ def test_the_routes_are_described(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     content = paths["/v1/artifacts/{artifact_id}/content"]
     assert set(content) == {"get", "head"}
-    assert set(content["get"]["responses"]) == {"200", "307", "404", "422", "503"}
+    assert set(content["get"]["responses"]) >= {"200", "304", "307", "404", "422", "503"}
+    assert "If-None-Match" in {parameter["name"] for parameter in content["get"]["parameters"]}
+    for answer in (content["get"]["responses"]["200"], content["head"]["responses"]["200"]):
+        assert {"ETag", "Content-Length", "Content-Disposition", "Cache-Control"} <= set(answer["headers"])
     create = paths["/v1/jobs"]["post"]
     assert {parameter["name"] for parameter in create["parameters"]} == {"Idempotency-Key", "Prefer"}
     assert set(paths["/v1/jobs/{job_id}/retry"]["post"]["responses"]) >= {"202", "404", "409", "503"}

@@ -12,6 +12,7 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
+from dreamforge.api.cursor import encode_artifact_cursor
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.models import NewModel
 from tests.integration.door import GOOD, JSON, api_state, assert_envelope, served
@@ -114,6 +115,11 @@ def test_bad_values_are_refused_by_path(client: TestClient, body: dict[str, Any]
         (b" \n\t", "application/json", 400, "invalid_request"),
         (b"{}", "text/plain", 415, "unsupported_media_type"),
         (b"{}", "", 415, "unsupported_media_type"),
+        (b"{}", "text/x+json", 415, "unsupported_media_type"),
+        (b"{}", "+json", 415, "unsupported_media_type"),
+        (b"{}", "application/+json", 415, "unsupported_media_type"),
+        (b"{}", "application/jsonp", 415, "unsupported_media_type"),
+        (b"{}", "application/json, text/plain", 415, "unsupported_media_type"),
         (b"a=b", "application/x-www-form-urlencoded", 415, "unsupported_media_type"),
         (b"--x\r\n", "multipart/form-data; boundary=x", 415, "unsupported_media_type"),
         (b'"' + b"x" * 2 * 1024 * 1024 + b'"', "application/json", 413, "body_too_large"),
@@ -127,6 +133,15 @@ def test_bodies_that_are_no_request(
     assert_envelope(client.post("/v1/jobs", content=content, headers=headers), status, code)
 
 
+@pytest.mark.parametrize(
+    "media_type",
+    ["application/json", "Application/JSON ; charset=utf-8", "application/vnd.api+json", "application/a+b+json"],
+)
+def test_json_has_many_names(client: TestClient, media_type: str) -> None:
+    response = client.post("/v1/jobs", content=json.dumps(GOOD), headers={"Content-Type": media_type})
+    assert response.status_code == 201, response.text
+
+
 def test_a_compressed_body_is_refused(client: TestClient) -> None:
     response = client.post("/v1/jobs", content=b"\x1f\x8b", headers={**JSON, "Content-Encoding": "gzip"})
     assert "Content-Encoding" in assert_envelope(response, 415, "unsupported_media_type")["message"]
@@ -136,6 +151,25 @@ def test_a_body_of_a_million_small_parts_is_read_without_ado(client: TestClient)
     body = b'{"type": "generate", "params": {"prompt": [' + b",".join([b"1"] * 500_000) + b"]}}"
     error = assert_envelope(client.post("/v1/jobs", content=body, headers=JSON), 422, "invalid_request")
     assert error["details"]["errors"][0]["path"] == "params.prompt"
+
+
+WIDE = {str(number): 0 for number in range(100_000)}
+
+
+@pytest.mark.parametrize(
+    ("body", "path"),
+    [
+        ({**GOOD, **WIDE}, "body"),
+        ({**GOOD, "metadata": WIDE}, "metadata"),
+        ({**GOOD, "params": WIDE}, "params"),
+        ({**GOOD, "options": {"oom_policy": WIDE}}, "options.oom_policy"),
+        ([WIDE], "0"),
+    ],
+)
+def test_an_object_of_a_hundred_thousand_fields_is_one_mistake(client: TestClient, body: Any, path: str) -> None:
+    response = client.post("/v1/jobs", content=json.dumps(body, separators=(",", ":")), headers=JSON)
+    error = assert_envelope(response, 422, "invalid_request")
+    assert error["details"]["errors"] == [{"path": path, "message": "has more than 256 fields"}]
 
 
 def test_nothing_of_a_refused_body_is_echoed(client: TestClient) -> None:
@@ -158,7 +192,8 @@ def test_ids_that_are_none_are_not_found(client: TestClient, job_id: str) -> Non
         ("cursor=banana", 400),
         ("cursor=%00", 400),
         ("cursor=%ff%fe", 400),
-        ("cursor=" + "A" * 201, 422),
+        ("cursor=" + "A" * 201, 400),
+        ("cursor=", 400),
         ("limit=0", 422),
         ("limit=201", 422),
         ("limit=1e3", 422),
@@ -189,7 +224,8 @@ def test_queries_that_make_no_sense(client: TestClient, query: str, status: int)
 
 def test_a_cursor_of_another_list_is_refused(client: TestClient) -> None:
     job = client.post("/v1/jobs", json=GOOD).json()
-    assert_envelope(client.get(f"{job['links']['artifacts']}?cursor=banana"), 400, "invalid_request")
+    for made_up in ("banana", "", "A" * 201, encode_artifact_cursor(10**30, 5)):
+        assert_envelope(client.get(f"{job['links']['artifacts']}?cursor={made_up}"), 400, "invalid_request")
     client.post("/v1/jobs", json=GOOD)
     cursor = client.get("/v1/jobs?limit=1").json()["next_cursor"]
     assert_envelope(client.get(f"{job['links']['artifacts']}?cursor={cursor}"), 400, "invalid_request")

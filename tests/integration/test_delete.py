@@ -64,7 +64,8 @@ def test_only_a_job_that_is_over_can_be_deleted(client: TestClient, engine: Engi
         assert answer.status_code == 204
         assert set(_rows(engine).values()) == {0}
     else:
-        assert assert_envelope(answer, 409, "conflict")["details"] == {"status": status}
+        error = assert_envelope(answer, 409, "conflict")
+        assert (error["job_id"], error["details"]) == (job["id"], {"status": status})
         assert _rows(engine) == before
 
 

@@ -82,6 +82,8 @@ def test_a_bug_shows_no_trace(client: TestClient, monkeypatch: pytest.MonkeyPatc
         ("POST", "/healthz", {"GET"}),
         ("GET", "/v1/jobs/x/cancel", {"POST"}),
         ("NONSENSE", "/v1/models", {"GET"}),
+        ("POST", "/docs/assets/swagger-ui.css", {"GET", "HEAD"}),
+        ("NONSENSE", "/docs/assets/nothing", {"GET", "HEAD"}),
     ],
 )
 def test_a_wrong_method_is_told_the_right_ones(client: TestClient, method: str, path: str, allowed: set[str]) -> None:

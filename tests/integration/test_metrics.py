@@ -137,6 +137,14 @@ def test_openmetrics_is_spoken_to_who_accepts_it(client: TestClient) -> None:
     assert _figures(client, Accept="*/*")
 
 
+@pytest.mark.parametrize("version", ["abc", "1.", "x.y;escaping=allow-utf-8", "9" * 5000, ""])
+@pytest.mark.parametrize("media_type", ["application/openmetrics-text", "text/plain"])
+def test_a_version_that_is_none_is_no_trouble(client: TestClient, media_type: str, version: str) -> None:
+    response = client.get("/metrics", headers={"Accept": f"{media_type}; version={version}"})
+    assert response.status_code == 200
+    assert "dreamforge_database_up 1.0" in response.text
+
+
 def test_without_a_database_the_figures_are_missing_and_that_is_told(redis_url: str, object_store: ObjectStore) -> None:
     nowhere = "postgresql://u:p@127.0.0.1:1/d"
     with TestClient(make_app(nowhere, redis_url, object_store.blobs())) as client:

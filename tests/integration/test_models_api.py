@@ -3,6 +3,7 @@
 import shutil
 import uuid
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
@@ -103,38 +104,87 @@ def test_who_has_it_already_is_told_so(client: TestClient, engine: Engine, path:
     assert changed.headers["ETag"] != tag
 
 
-def _described(engine: Engine) -> tuple[object, ...]:
+def _described(engine: Engine) -> tuple[Any, ...]:
     with engine.begin() as connection:
-        query = "SELECT parameters_schema, metadata_json, is_default, enabled, id, updated_at FROM models"
+        query = (
+            "SELECT parameters_schema, metadata_json, is_default, enabled, id, updated_at, local_path, checkpoint_hash,"
+            " size_bytes FROM models WHERE name = 'sdxl-tiny'"
+        )
         return tuple(connection.execute(text(query)).one())
 
 
-def test_an_upgrade_tells_the_built_in_model_anew(
-    engine: Engine, database_url: str, tiny_model: Path, tmp_path: Path
-) -> None:
+@pytest.fixture
+def folder(tiny_model: Path, tmp_path: Path) -> Path:
+    """Where `up` expects the built-in model, which is there."""
     folder = tmp_path / "models" / "sdxl" / "sdxl-tiny@1"
     shutil.copytree(tiny_model, folder)
     (folder / "descriptor.json").write_text("{}")
-    settings = Settings(data_dir=tmp_path, models_dir=tmp_path / "models")
+    return folder
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Settings of `up`."""
+    return Settings(data_dir=tmp_path, models_dir=tmp_path / "models")
+
+
+@pytest.mark.usefixtures("folder")
+def test_an_upgrade_tells_the_built_in_model_anew(engine: Engine, database_url: str, settings: Settings) -> None:
     assert builtin.install_if_empty(settings, database_url) == builtin.NOTICE
     new = _described(engine)
     assert builtin.install_if_empty(settings, database_url) == builtin.NOTICE
     assert _described(engine) == new, "nothing is written when nothing has changed"
     with engine.begin() as connection:
-        connection.execute(text("""UPDATE models SET parameters_schema = '{"old": 1}', enabled = false"""))
+        connection.execute(
+            text("""UPDATE models SET parameters_schema = '{"old": 1}', enabled = false, local_path = '/before'""")
+        )
     builtin.install_if_empty(settings, database_url)
-    schema, metadata, is_default, enabled, identity, updated_at = _described(engine)
-    assert (schema, metadata, is_default, identity) == (new[0], new[1], new[2], new[4])
-    assert enabled is False, "what a person decided stays"
-    assert updated_at != new[5]
+    told = _described(engine)
+    assert (told[3], *told[:3], told[4], *told[6:]) == (False, *new[:3], new[4], *new[6:]), "a person's decision stays"
+    assert told[5] != new[5]
 
 
-def test_a_model_of_the_same_name_from_elsewhere_is_left_alone(
-    engine: Engine, database_url: str, tiny_model: Path, tmp_path: Path
+def test_another_build_of_the_built_in_model_is_told_with_its_files(
+    engine: Engine, database_url: str, settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    folder = tmp_path / "models" / "sdxl" / "sdxl-tiny@1"
-    shutil.copytree(tiny_model, folder)
-    (folder / "descriptor.json").write_text("{}")
-    a_model(engine, name="sdxl-tiny", source_uri="file:/elsewhere", parameters_schema={"own": 1})
-    builtin.install_if_empty(Settings(data_dir=tmp_path, models_dir=tmp_path / "models"), database_url)
-    assert _described(engine)[0] == {"own": 1}
+    def build(anew: Path) -> None:
+        (anew / "model_index.json").write_text("another")
+        (anew / "descriptor.json").write_text("{}")
+
+    monkeypatch.setattr(builtin, "_build", build)
+    builtin.install_if_empty(settings, database_url)
+    before = _described(engine)
+    (folder / "model_index.json").write_text("damaged")
+    builtin.install_if_empty(settings, database_url)
+    assert _described(engine) == before, "damage is not what the model is"
+    (folder / "descriptor.json").unlink()
+    builtin.install_if_empty(settings, database_url)
+    told, expected = _described(engine), builtin.describe(folder)
+    assert told[7:] == (expected.checkpoint_hash, sum(file.size for file in expected.files))
+    assert told[7] != before[7]
+    with engine.connect() as connection:
+        files = connection.execute(text("SELECT path, size, sha256 FROM model_files")).all()
+    assert {tuple(file) for file in files} == {(file.path, file.size, file.sha256) for file in expected.files}
+
+
+@pytest.mark.usefixtures("folder")
+def test_the_notice_is_for_those_whose_jobs_find_the_built_in_model(
+    engine: Engine, database_url: str, settings: Settings
+) -> None:
+    assert builtin.install_if_empty(settings, database_url) == builtin.NOTICE
+    own = a_model(engine, name="own")
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE models SET is_default = false"))
+        connection.execute(text("UPDATE models SET is_default = true WHERE id = :id"), {"id": own.id})
+    assert builtin.install_if_empty(settings, database_url) is None
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_model_of_the_same_name_from_elsewhere_is_left_alone(
+    engine: Engine, database_url: str, settings: Settings
+) -> None:
+    a_model(engine, name="sdxl-tiny", source_uri="file:/elsewhere", parameters_schema={"own": 1}, local_path="/own")
+    before = _described(engine)
+    assert builtin.install_if_empty(settings, database_url) is None
+    assert _described(engine) == before
+    assert (before[0], before[6]) == ({"own": 1}, "/own")

@@ -169,7 +169,7 @@ def test_in_any_other_state_there_is_nothing_to_retry(
         connection.execute(text("UPDATE jobs SET status = :status"), {"status": status})
     before = jobs.events(uuid.UUID(job["id"]))
     error = assert_envelope(client.post(f"/v1/jobs/{job['id']}/retry"), 409, "conflict")
-    assert error["details"] == {"status": status}
+    assert (error["job_id"], error["details"]) == (job["id"], {"status": status})
     assert status in error["message"]
     assert jobs.events(uuid.UUID(job["id"])) == before
 

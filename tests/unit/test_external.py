@@ -58,18 +58,6 @@ def test_no_redis_url(url: str) -> None:
     assert said.startswith("DREAMFORGE_REDIS_URL is not like redis://:password@host:6379/0 (")
 
 
-@pytest.mark.parametrize(
-    "url",
-    ["s3://bucket", "127.0.0.1:9000", "http://", "http://127.0.0.1:9000/bucket", f"http://painter:{SECRET}@127.0.0.1"],
-)
-@pytest.mark.parametrize("setting", ["s3_endpoint", "s3_public_endpoint"])
-def test_no_address_of_an_object_store(setting: str, url: str) -> None:
-    keys = {"s3_access_key": "painter", "s3_secret_key": SECRET}
-    said = _refused(Settings.model_validate({setting: url, **keys}))
-    assert said.startswith(f"DREAMFORGE_{setting.upper()} ")
-    assert "https://host:9000" in said
-
-
 @pytest.mark.parametrize("url", ["auto", "ray://127.0.0.1:10001", "127.0.0.1:6379", "http://127.0.0.1:8265/#/jobs/x"])
 def test_no_address_of_a_ray_dashboard(url: str) -> None:
     said = _refused(Settings.model_validate({"RAY_ADDRESS": url}))

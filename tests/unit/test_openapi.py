@@ -83,7 +83,16 @@ def test_every_answer_says_its_headers_and_every_error_is_the_envelope(operation
             assert content["schema"] == {"$ref": "#/components/schemas/ErrorEnvelope"}
             assert content["example"]["error"]["code"]
     if path.startswith("/v1/"):
-        assert {"403", "500", "503"} <= set(operation["responses"])
+        assert {"403", "408", "500", "503"} <= set(operation["responses"])
+
+
+def test_what_only_some_answers_have_is_described() -> None:
+    created = OPERATIONS["create_job"][2]["responses"]["201"]["headers"]
+    assert {"Location", "Idempotency-Replayed", "Preference-Applied"} <= set(created)
+    slow = OPERATIONS["create_job"][2]["responses"]["408"]["content"]["application/json"]
+    assert slow["example"]["error"]["code"] == "request_timeout"
+    progress = DOCUMENT["components"]["schemas"]["JobProgress"]["properties"]
+    assert "from 1" in progress["queue_position"]["description"]
 
 
 @_every_operation

@@ -6,6 +6,8 @@ import pytest
 from pydantic import ValidationError
 
 from dreamforge import settings
+from dreamforge.cli.configuration import load_settings
+from dreamforge.embedded.trouble import StackError
 
 
 def test_defaults_need_no_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,6 +33,44 @@ def test_a_wrong_value_names_its_setting(monkeypatch: pytest.MonkeyPatch, name: 
     with pytest.raises(ValidationError) as caught:
         settings.load()
     assert name.removeprefix("DREAMFORGE_").lower() in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "s3://bucket",
+        "s3cr3t:9000",
+        "http://",
+        "http://s3cr3t:9000/bucket",
+        "http://s3cr3t//",
+        "http://painter:s3cr3t@127.0.0.1",
+        "http://s3cr3t?x=1",
+        "http://s3cr3t#x",
+        "http://s3cr3t:0",
+        "http://s3cr3t:65536",
+        "http://s3 cr3t",
+        "http://s3cr3t\n",
+        "http://[s3cr3t]",
+        "http://[::1",
+    ],
+)
+@pytest.mark.parametrize("name", ["DREAMFORGE_S3_ENDPOINT", "DREAMFORGE_S3_PUBLIC_ENDPOINT"])
+def test_no_address_of_an_object_store_is_refused_and_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, name: str, url: str
+) -> None:
+    monkeypatch.setenv(name, url)
+    monkeypatch.setenv("DREAMFORGE_S3_ACCESS_KEY", "painter")
+    monkeypatch.setenv("DREAMFORGE_S3_SECRET_KEY", "s3cr3t")
+    with pytest.raises(StackError) as refused:
+        load_settings()
+    assert str(refused.value).startswith(f"{name}: it is not like https://host:9000")
+    assert "s3cr3t" not in f"{refused.value} {refused.value.__cause__}"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9000", "https://s3.example.org/", "http://[::1]:9000", "http://s_3"])
+def test_an_address_of_an_object_store_is_taken(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("DREAMFORGE_S3_PUBLIC_ENDPOINT", url)
+    assert settings.load().s3_public_endpoint == url
 
 
 def test_an_endpoint_without_keys_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,13 @@ import asyncio
 import uuid
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import RedirectResponse
 
 from dreamforge.api.blob_response import BlobResponse
 from dreamforge.api.errors import error_responses
+from dreamforge.api.etag import IfNoneMatch, is_known
+from dreamforge.api.openapi import NOT_MODIFIED, with_headers
 from dreamforge.api.schemas import Artifact
 from dreamforge.api.state import ApiState, State
 from dreamforge.api.views import CONTENT_TYPES, artifact_filename, artifact_view
@@ -17,7 +19,11 @@ from dreamforge.store.tables import ArtifactRow
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 
-_BYTES = {"content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+_TOLD = with_headers(
+    "Accept-Ranges", "Cache-Control", "Content-Disposition", "Content-Length", "ETag", "X-Content-Type-Options"
+)
+_BYTES = {**_TOLD, "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+_NOT_MODIFIED = {**NOT_MODIFIED, **with_headers("Cache-Control")}
 
 
 @router.get(
@@ -39,13 +45,16 @@ async def get_artifact(artifact_id: str, state: State) -> Artifact:
     status_code=307,
     responses={
         200: {**_BYTES, "description": "With `redirect=false`: the bytes"},
+        304: {**_NOT_MODIFIED, "description": "With `redirect=false`: `If-None-Match` names these bytes"},
         307: {"description": "The presigned URL, in `Location`"},
         **error_responses(404, 422, 503),
     },
 )
 async def get_content(
     artifact_id: str,
+    request: Request,
     state: State,
+    _: IfNoneMatch = None,
     redirect: Annotated[bool, Query(description="False: the service streams the bytes itself.")] = True,
 ) -> Response:
     """Redirects to the presigned URL. Streamed by the service the image comes whole: ranges are for the store."""
@@ -53,7 +62,15 @@ async def get_content(
     if redirect:
         url = artifact_view(row, blobs=state.blobs, ttl=state.rules.presign_ttl).url
         return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
-    blob = await asyncio.to_thread(state.blobs.open, row.s3_key)
+    if is_known(request, _tag(row)):
+        return _not_modified(row)
+    try:
+        blob = await asyncio.to_thread(state.blobs.open, row.s3_key)
+    except StorageUnavailable as error:
+        if error.details.get("code") == "NoSuchKey":
+            # Its job may have been deleted since.
+            await _find(artifact_id, state)
+        raise
     if blob.size != row.size_bytes:
         blob.close()
         raise StorageUnavailable("The object store has another object than the one that was stored.")
@@ -65,11 +82,21 @@ async def get_content(
     operation_id="head_artifact_content",
     summary="Get the headers of an image's bytes",
     response_class=Response,
-    responses=error_responses(404, 503),
+    responses={200: _TOLD, 304: _NOT_MODIFIED, **error_responses(404, 503)},
 )
-async def head_content(artifact_id: str, state: State) -> Response:
+async def head_content(artifact_id: str, request: Request, state: State, _: IfNoneMatch = None) -> Response:
     """What the bytes are, by the row alone: a presigned URL is good for GET only."""
-    return Response(headers=_headers(await _find(artifact_id, state)))
+    row = await _find(artifact_id, state)
+    return _not_modified(row) if is_known(request, _tag(row)) else Response(headers=_headers(row))
+
+
+def _tag(row: ArtifactRow) -> str:
+    return f"sha256:{row.checksum}"
+
+
+def _not_modified(row: ArtifactRow) -> Response:
+    kept = _headers(row)
+    return Response(status_code=304, headers={name: kept[name] for name in ("ETag", "Cache-Control")})
 
 
 def _headers(row: ArtifactRow) -> dict[str, str]:
@@ -77,7 +104,7 @@ def _headers(row: ArtifactRow) -> dict[str, str]:
         "Content-Type": CONTENT_TYPES[row.format],
         "Content-Length": str(row.size_bytes),
         "Content-Disposition": f'inline; filename="{artifact_filename(row)}"',
-        "ETag": f'"sha256:{row.checksum}"',
+        "ETag": f'"{_tag(row)}"',
         "Accept-Ranges": "none",
         "Cache-Control": "private, no-cache",
         "X-Content-Type-Options": "nosniff",

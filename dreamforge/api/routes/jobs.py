@@ -19,6 +19,7 @@ from dreamforge.api.cursor import (
 from dreamforge.api.errors import error_responses
 from dreamforge.api.idempotency import key_of
 from dreamforge.api.model_reference import known_models
+from dreamforge.api.openapi import with_headers
 from dreamforge.api.preference import wait_of
 from dreamforge.api.request_id import request_id_of
 from dreamforge.api.schemas import ArtifactList, CreateJob, Job, JobList
@@ -36,7 +37,7 @@ router = APIRouter(prefix="/v1/jobs", tags=["jobs"], route_class=StrictRoute)
 
 _NO_JOB = "There is no such job."
 Limit = Annotated[int, Query(ge=1, le=200, description="Most items of a page.")]
-Cursor = Annotated[str | None, Query(max_length=200, description="`next_cursor` of the page before.")]
+Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before.")]
 # Postgres knows no NUL in a text.
 StorableText = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 ModelReference = Annotated[
@@ -49,7 +50,10 @@ ModelReference = Annotated[
     status_code=201,
     operation_id="create_job",
     summary="Create a job",
-    responses=error_responses(400, 413, 415, 422, 503),
+    responses={
+        201: with_headers("Idempotency-Replayed", "Preference-Applied"),
+        **error_responses(400, 413, 415, 422, 503),
+    },
     openapi_extra={"parameters": [idempotency.PARAMETER, preference.PARAMETER]},
 )
 async def create_job(body: CreateJob, request: Request, response: Response, state: State) -> Job:
@@ -103,7 +107,7 @@ async def list_jobs(
         created_after=created_after,
         created_before=created_before,
     )
-    page = await state.jobs.list(wanted, after=decode_job_cursor(cursor) if cursor else None, limit=limit)
+    page = await state.jobs.list(wanted, after=decode_job_cursor(cursor) if cursor is not None else None, limit=limit)
     last = page.jobs[-1].job if page.more else None
     next_cursor = encode_job_cursor(JobPlace(last.created_at, last.id)) if last else None
     return JobList(items=[job_view(record) for record in page.jobs], next_cursor=next_cursor)
@@ -185,7 +189,7 @@ async def list_artifacts(
 ) -> ArtifactList:
     """The images that are finished so far, in order, each with a presigned URL."""
     record = await _find(job_id, state)
-    place = decode_artifact_cursor(cursor) if cursor else None
+    place = decode_artifact_cursor(cursor) if cursor is not None else None
     page = await state.jobs.artifacts(record.job.id, after=place, limit=limit)
     views = [artifact_view(row.ArtifactRow, blobs=state.blobs, ttl=state.rules.presign_ttl) for row in page.artifacts]
     last = page.artifacts[-1] if page.more else None
