@@ -22,7 +22,6 @@ from dreamforge.client.flows import (
     Flow,
     Give,
     Listen,
-    Pause,
     answered,
     deleted,
     downloaded,
@@ -32,6 +31,7 @@ from dreamforge.client.flows import (
     waited,
     watched,
 )
+from dreamforge.client.patience import Pause
 from dreamforge.client.wire import DEFAULT_URL, Wire
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ class AsyncClient:
         Each comes once and in order: a stream that breaks is taken up again, on whichever replica answers. Raises when
         nobody has answered for about half a minute.
         """
-        return self._iterate(streamed(job_id, after=after))
+        return self._iterate(streamed(job_id, after=after, now=time.monotonic))
 
     def logs(
         self,
@@ -163,7 +163,8 @@ class AsyncClient:
 
         ``levels`` (`warning`, …), ``codes`` (`item.finished`, …) and ``item_index``, 0..99, leave out all others.
         """
-        return self._iterate(logged(job_id, LogQuery(after, levels, codes, item_index), follow=follow))
+        query = LogQuery(after, levels, codes, item_index)
+        return self._iterate(logged(job_id, query, follow=follow, now=time.monotonic))
 
     async def progress(self, job_id: JobId) -> Progress:
         """How far the job and each of its images is."""
@@ -211,8 +212,8 @@ class AsyncClient:
 
     async def _perform(self, effect: Effect | Give[Never], ear: AsyncEar) -> object:
         match effect:
-            case Pause(seconds=seconds):
-                return await asyncio.sleep(seconds)
+            case Pause() as pause:
+                return await asyncio.sleep(pause.drawn())
             case Call():
                 return await self._call(effect)
             case Fetch():

@@ -1,5 +1,6 @@
 """Every call of the API as a value: what to send, and how to read the answer. No I/O."""
 
+import math
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -39,7 +40,7 @@ class Call(Generic[T_co]):
     """One request, and what its answer means.
 
     ``answers`` are error statuses that are an answer all the same. ``patience``: seconds for which the service may hold
-    the answer, besides those that every answer has.
+    the answer, besides those that every answer has. ``most``: seconds that are left for it, if fewer than those.
     """
 
     method: Literal["GET", "POST", "DELETE"]
@@ -50,6 +51,7 @@ class Call(Generic[T_co]):
     answers: frozenset[int] = frozenset()
     headers: tuple[tuple[str, str], ...] = ()
     patience: float = 0.0
+    most: float = math.inf
 
     @property
     def is_idempotent(self) -> bool:

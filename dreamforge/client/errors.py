@@ -83,10 +83,11 @@ class UnexpectedAnswer(ClientError):
 
 
 class WaitTimeout(ClientError):
-    """The job was not over in time; it goes on."""
+    """The job was not over in time; it goes on. ``status`` is what was last heard of it, None when nothing was."""
 
-    def __init__(self, job_id: str, *, status: str, seconds: float) -> None:
-        super().__init__(f"The job {job_id} is still {status} after {seconds:g} s.")
+    def __init__(self, job_id: str, *, status: str | None, seconds: float) -> None:
+        so_far = f"is still {status}" if status else "was not heard of"
+        super().__init__(f"The job {job_id} {so_far} after {seconds:g} s.")
         self.job_id = job_id
         self.status = status
 

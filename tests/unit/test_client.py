@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -17,14 +17,11 @@ from dreamforge.client import calls
 from dreamforge.client.calls import Call, JobQuery, read_answer
 from dreamforge.client.errors import ApiError, ChecksumMismatch, ClientError, UnexpectedAnswer, Unreachable, WaitTimeout
 from dreamforge.client.flows import (
-    PATIENT_PAUSES,
-    RETRY_PAUSES,
     Course,
     Fetch,
     Flow,
     Give,
     Listen,
-    Pause,
     answered,
     deleted,
     downloaded,
@@ -33,6 +30,7 @@ from dreamforge.client.flows import (
     watched,
 )
 from dreamforge.client.part import PartFile
+from dreamforge.client.patience import PATIENT_SECONDS, RETRY_PAUSES, Pause
 
 AWAY = Unreachable("http://here", "refused")
 URL = "http://here/v1/jobs"
@@ -93,15 +91,42 @@ def _artifact(data: bytes) -> Artifact:
     )
 
 
+class Clock:
+    """A time that only pauses and slow answers move on."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@dataclass(frozen=True)
+class Slow:
+    """An answer that takes its time, in seconds."""
+
+    seconds: float
+    answer: object
+
+
 class Played:
     """Performs a flow's effects from a list of answers; what was paused, asked and given."""
 
-    def __init__(self, flow: Flow[Any, Any], *answers: object) -> None:
+    def __init__(self, flow: Flow[Any, Any], *answers: object, clock: Clock | None = None) -> None:
+        clock = clock or Clock()
         self.pauses: list[float] = []
         self.asked: list[str] = []
         self.given: list[Any] = []
         self.result: Any = None
         waiting = list(answers)
+
+        def next_answer() -> object:
+            answer = waiting.pop(0)
+            if isinstance(answer, Slow):
+                clock.seconds += answer.seconds
+                return answer.answer
+            return answer
+
         with Course(flow) as course:
             while course.effect is not None:
                 match course.effect:
@@ -110,15 +135,16 @@ class Played:
                         course.answer(None)
                     case Pause(seconds=seconds):
                         self.pauses.append(seconds)
+                        clock.seconds += seconds
                         course.answer(None)
                     case Call(path=path) as call:
                         self.asked.append("?".join([path, *(f"{name}={value}" for name, value in call.params)]))
-                        course.answer(waiting.pop(0))
+                        course.answer(next_answer())
                     case Listen(after=after):
                         self.asked.append(f"stream after {after}")
-                        course.answer(waiting.pop(0))
+                        course.answer(next_answer())
                     case Fetch(part=part):
-                        answer = waiting.pop(0)
+                        answer = next_answer()
                         # Before an error some bytes have come.
                         part.write(answer if isinstance(answer, bytes) else b"torn")
                         course.answer(answer)
@@ -224,14 +250,9 @@ def test_a_page_is_asked_for_only_when_it_is_needed() -> None:
         assert isinstance(course.effect, Give)
 
 
-def _clock(*times: float) -> Callable[[], float]:
-    waiting = list(times)
-    return lambda: waiting.pop(0) if len(waiting) > 1 else waiting[0]
-
-
 def test_a_job_is_asked_for_more_rarely_while_nothing_changes() -> None:
     jobs = [_job(), _job(), _job(), _job(), _job(updated=5), _job("succeeded", updated=6)]
-    played = Played(watched("1", timeout=None, now=_clock(0)), *jobs)
+    played = Played(watched("1", timeout=None, now=Clock()), *jobs)
     assert played.given == jobs
     assert played.result.status == "succeeded"
     first, *slower, again = played.pauses
@@ -240,16 +261,46 @@ def test_a_job_is_asked_for_more_rarely_while_nothing_changes() -> None:
 
 
 def test_waiting_outlives_a_service_that_is_started_again_but_not_one_that_is_gone() -> None:
-    away = [AWAY] * len(PATIENT_PAUSES)
-    assert Played(waited("1", timeout=None, now=_clock(0)), *away, _job("failed")).result.status == "failed"
-    assert sum(PATIENT_PAUSES) > 30
+    clock = Clock()
+    back = Played(waited("1", timeout=None, now=clock), *[AWAY] * 19, _job("failed"), clock=clock)
+    assert back.result.status == "failed"
+    assert 30 < sum(back.pauses) < PATIENT_SECONDS
     with pytest.raises(Unreachable):
-        Played(waited("1", timeout=None, now=_clock(0)), *away, AWAY)
+        Played(waited("1", timeout=None, now=clock), *[AWAY] * 21, clock=clock)
+
+
+def test_patience_is_a_time_and_not_a_number_of_attempts() -> None:
+    clock = Clock()
+    with pytest.raises(Unreachable):
+        Played(waited("1", timeout=None, now=clock), Slow(30, AWAY), Slow(5, AWAY), clock=clock)
+    late = Played(waited("1", timeout=None, now=clock), Slow(60, AWAY), _job("failed"), clock=clock)
+    assert late.result.status == "failed", "whoever took all the time is asked once more"
+
+
+def test_a_wait_ends_in_time_although_nobody_answers() -> None:
+    clock = Clock()
+    with pytest.raises(WaitTimeout, match="was not heard of after 5 s") as caught:
+        Played(waited("1", timeout=5, now=clock), *[AWAY] * 6, clock=clock)
+    assert (caught.value.status, clock.seconds) == (None, 5)
+    assert isinstance(caught.value.__cause__, Unreachable)
+    with pytest.raises(WaitTimeout, match="still running after 5 s"):
+        Played(waited("1", timeout=5, now=clock), _job(), Slow(5, AWAY), clock=clock)
+    (first,) = [waited("1", timeout=5, now=clock).send(None)]
+    assert isinstance(first, Call)
+    assert first.most == 5, "nor does one answer take longer"
+
+
+def test_clients_do_not_come_in_step() -> None:
+    drawn = {Pause(2.0, spread=0.5).drawn() for _ in range(100)}
+    assert len(drawn) > 50
+    assert all(2.0 <= seconds <= 2.5 for seconds in drawn)
 
 
 def test_waiting_ends_when_its_time_is_up() -> None:
+    clock = Clock()
     with pytest.raises(WaitTimeout, match="still running after 5 s"):
-        Played(waited("1", timeout=5, now=_clock(0, 1, 1, 6)), _job(), _job())
+        Played(waited("1", timeout=5, now=clock), _job(), Slow(4.8, _job()), clock=clock)
+    assert clock.seconds == 5
 
 
 def test_what_is_not_given_is_left_to_the_service() -> None:
