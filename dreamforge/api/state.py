@@ -51,9 +51,14 @@ class ApiState:
         self._redis = connect(redis_url)
         self.tickets = {lane: TicketQueue(redis=self._redis, lane=lane) for lane in Lane}
 
+    def leave(self) -> None:
+        """Hold no answer any longer, now and from now on: the replica leaves. May be called from any thread."""
+        self.tail.end()
+        self.job_ends.leave()
+
     async def close(self) -> None:
         """End the streams, and give every connection back."""
-        self.tail.end()
+        self.leave()
         self._redis.close()
         await self.engine.dispose()
 

@@ -64,8 +64,8 @@ class ApiError(ClientError):
 
     @property
     def is_passing(self) -> bool:
-        """A dependency of the service is away."""
-        return self.status == 503
+        """A dependency of the service is away, or the service itself, which the edge tells with 500 too."""
+        return self.status in {502, 503, 504} or self.code == "service_unavailable"
 
 
 class UnexpectedAnswer(ClientError):

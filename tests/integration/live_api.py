@@ -52,8 +52,8 @@ class LiveApi(Service):
         self.stop()
 
     def stop(self) -> None:
-        """Leave, as a replica of Serve does: the streams first."""
-        self.state.tail.end()
+        """Leave, as a replica of Serve does: what is held first."""
+        self.state.leave()
         self._server.should_exit = True
         self._thread.join(30)
         assert not self._thread.is_alive(), "the server does not end"

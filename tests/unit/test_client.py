@@ -228,6 +228,12 @@ def test_a_call_that_writes_is_made_once(call: Call[Job]) -> None:
         Played(answered(call), AWAY)
 
 
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_what_the_edge_says_of_a_service_that_is_away_passes(status: int) -> None:
+    away = _api_error(status, "service_unavailable")
+    assert Played(answered(calls.submit_job({}, key="k")), away, "there").result == "there"
+
+
 @pytest.mark.parametrize("error", [_api_error(404), _api_error(500), UnexpectedAnswer(URL, status=200)])
 def test_trouble_that_stays_is_told_at_once(error: ClientError) -> None:
     with pytest.raises(type(error)):
