@@ -47,7 +47,8 @@ class ApiState:
         self.job_ends = JobEnds(jobs=self.jobs)
         self.models = ModelStore(engine=engine)
         self.progress = ProgressStore(engine=engine)
-        self.tail = Tail(feed=EventFeed(engine=engine), rules=rules.streams)
+        self.events = EventFeed(engine=engine)
+        self.tail = Tail(feed=self.events, rules=rules.streams)
         self._redis = connect(redis_url)
         self.tickets = {lane: TicketQueue(redis=self._redis, lane=lane) for lane in Lane}
 

@@ -33,7 +33,7 @@ class JobEnds:
                 loop.call_soon_threadsafe(woken.set)
 
     async def wait(self, job_id: uuid.UUID, *, seconds: float, has_left: Callable[[], Awaitable[bool]]) -> None:
-        """Return when the job is over, when ``seconds`` have passed, or when the client ``has_left`` or the replica does.
+        """Return when the job is over, ``seconds`` have passed, the client ``has_left`` or the replica leaves.
 
         A database that is away meanwhile is passed over: the job was accepted.
         """
