@@ -58,6 +58,11 @@ class LiveApi(Service):
         self._thread.join(30)
         assert not self._thread.is_alive(), "the server does not end"
 
+    @property
+    def connections(self) -> int:
+        """How many the server has."""
+        return len(self._server.server_state.connections)
+
     def _count(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         self.statements.append(statement)
 
