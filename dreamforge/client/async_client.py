@@ -145,7 +145,7 @@ class AsyncClient:
         """The job's events behind the ``seq`` ``after`` as they happen, each with the job's progress, until it is over.
 
         Each comes once and in order: a stream that breaks is taken up again, on whichever replica answers. Raises when
-        nobody has answered for about half a minute.
+        nobody has answered for about half a minute, and when it is no Dream Forge that does.
         """
         return self._iterate(streamed(job_id, after=after, now=time.monotonic))
 
@@ -161,7 +161,8 @@ class AsyncClient:
     ) -> AsyncIterator[LogLine]:
         """The job's events behind the ``seq`` ``after``; with ``follow`` also those to come, until it is over.
 
-        ``levels`` (`warning`, …), ``codes`` (`item.finished`, …) and ``item_index``, 0..99, leave out all others.
+        ``levels`` (`warning`, …), ``codes`` (`item.finished`, …) and ``item_index``, 0..99, leave out all others;
+        ``ValueError`` is raised for those that there are not.
         """
         query = LogQuery(after, levels, codes, item_index)
         return self._iterate(logged(job_id, query, follow=follow, now=time.monotonic))

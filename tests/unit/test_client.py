@@ -222,10 +222,14 @@ def test_a_deletion_whose_answer_was_lost_is_done() -> None:
         Played(deleted("1"), AWAY, _api_error(409, "conflict"))
 
 
-@pytest.mark.parametrize("call", [calls.submit_job({}), calls.cancel_job("1"), calls.retry_job("1")])
+@pytest.mark.parametrize("call", [calls.submit_job({}), calls.retry_job("1")])
 def test_a_call_that_writes_is_made_once(call: Call[Job]) -> None:
     with pytest.raises(Unreachable):
         Played(answered(call), AWAY)
+
+
+def test_a_cancel_may_be_asked_for_again() -> None:
+    assert Played(answered(calls.cancel_job("1")), AWAY, "there").result == "there"
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504])

@@ -136,6 +136,14 @@ def test_a_followed_log_is_the_stream_s_lines_that_fit(query: LogQuery, expected
     assert {type(line) for line in played.given} == {LogLine}
 
 
+@pytest.mark.parametrize(
+    "query", [{"after": -1}, {"after": 2**63}, {"levels": ["loud"]}, {"codes": ["log", "x"]}, {"item_index": 100}]
+)
+def test_what_the_service_would_refuse_is_refused_before_it_is_sent(query: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"seq|no level or code|0 to 99"):
+        LogQuery(**query)
+
+
 def test_a_log_that_is_not_followed_is_read_once() -> None:
     query = LogQuery(7, ["warning", "error"], ["log"], 3)
     played = Played(logged("1", query, follow=False, now=Clock()), [])
