@@ -201,7 +201,8 @@ class Tail:
             self._task.add_done_callback(self._begin_again)
 
     def _begin_again(self, task: asyncio.Task[None]) -> None:
-        if not self._channels or self._is_ended:
+        # A reader that came in this very moment has begun it already.
+        if not self._channels or self._is_ended or self.is_polling:
             return
         # Nobody but the readers would notice, by their silence.
         log.error("the tail has ended by itself", exc_info=None if task.cancelled() else task.exception())
