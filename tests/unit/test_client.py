@@ -15,7 +15,7 @@ import pytest
 from dreamforge.api.schemas import Artifact, ArtifactList, Job
 from dreamforge.client import calls
 from dreamforge.client.calls import Call, JobQuery, read_answer
-from dreamforge.client.errors import ApiError, ChecksumMismatch, ClientError, UnexpectedAnswer, Unreachable, WaitTimeout
+from dreamforge.client.errors import ApiError, ChecksumMismatch, ClientError, UnexpectedAnswer, Unreachable
 from dreamforge.client.flows import (
     Course,
     Fetch,
@@ -26,17 +26,16 @@ from dreamforge.client.flows import (
     deleted,
     downloaded,
     paged,
-    waited,
-    watched,
 )
 from dreamforge.client.part import PartFile
-from dreamforge.client.patience import PATIENT_SECONDS, RETRY_PAUSES, Pause
+from dreamforge.client.patience import RETRY_PAUSES, Pause
 
 AWAY = Unreachable("http://here", "refused")
 URL = "http://here/v1/jobs"
 
 
-def _job(status: str = "running", *, updated: int = 0, **values: Any) -> Job:
+def a_job(status: str = "running", *, updated: int = 0, **values: Any) -> Job:
+    """A job as the service tells it."""
     return Job.model_validate(
         {
             "id": str(uuid.UUID(int=7)),
@@ -260,59 +259,6 @@ def test_a_page_is_asked_for_only_when_it_is_needed() -> None:
         assert isinstance(course.effect, Give)
 
 
-def test_a_job_is_asked_for_more_rarely_while_nothing_changes() -> None:
-    jobs = [_job(), _job(), _job(), _job(), _job(updated=5), _job("succeeded", updated=6)]
-    played = Played(watched("1", timeout=None, now=Clock()), *jobs)
-    assert played.given == jobs
-    assert played.result.status == "succeeded"
-    first, *slower, again = played.pauses
-    assert slower == sorted(set(slower))
-    assert slower[0] > first == again
-
-
-def test_waiting_outlives_a_service_that_is_started_again_but_not_one_that_is_gone() -> None:
-    clock = Clock()
-    back = Played(waited("1", timeout=None, now=clock), *[AWAY] * 19, _job("failed"), clock=clock)
-    assert back.result.status == "failed"
-    assert 30 < sum(back.pauses) < PATIENT_SECONDS
-    with pytest.raises(Unreachable):
-        Played(waited("1", timeout=None, now=clock), *[AWAY] * 21, clock=clock)
-
-
-def test_patience_is_a_time_and_not_a_number_of_attempts() -> None:
-    clock = Clock()
-    with pytest.raises(Unreachable):
-        Played(waited("1", timeout=None, now=clock), Slow(30, AWAY), Slow(5, AWAY), clock=clock)
-    late = Played(waited("1", timeout=None, now=clock), Slow(60, AWAY), _job("failed"), clock=clock)
-    assert late.result.status == "failed", "whoever took all the time is asked once more"
-
-
-def test_a_wait_ends_in_time_although_nobody_answers() -> None:
-    clock = Clock()
-    with pytest.raises(WaitTimeout, match="was not heard of after 5 s") as caught:
-        Played(waited("1", timeout=5, now=clock), *[AWAY] * 6, clock=clock)
-    assert (caught.value.status, clock.seconds) == (None, 5)
-    assert isinstance(caught.value.__cause__, Unreachable)
-    with pytest.raises(WaitTimeout, match="still running after 5 s"):
-        Played(waited("1", timeout=5, now=clock), _job(), Slow(5, AWAY), clock=clock)
-    (first,) = [waited("1", timeout=5, now=clock).send(None)]
-    assert isinstance(first, Call)
-    assert first.most == 5, "nor does one answer take longer"
-
-
-def test_clients_do_not_come_in_step() -> None:
-    drawn = {Pause(2.0, spread=0.5).drawn() for _ in range(100)}
-    assert len(drawn) > 50
-    assert all(2.0 <= seconds <= 2.5 for seconds in drawn)
-
-
-def test_waiting_ends_when_its_time_is_up() -> None:
-    clock = Clock()
-    with pytest.raises(WaitTimeout, match="still running after 5 s"):
-        Played(waited("1", timeout=5, now=clock), _job(), Slow(4.8, _job()), clock=clock)
-    assert clock.seconds == 5
-
-
 def test_what_is_not_given_is_left_to_the_service() -> None:
     body = calls.job_body(
         "a fox", count=2, model=None, priority="low", metadata={}, options={}, params={"seed": 0, "width": None}
@@ -367,7 +313,7 @@ def test_readiness_is_an_answer_even_when_the_service_is_not_ready() -> None:
 
 
 def test_what_a_newer_service_says_besides_is_no_trouble() -> None:
-    content = {**json.loads(_job().model_dump_json()), "mood": "good"}
+    content = {**json.loads(a_job().model_dump_json()), "mood": "good"}
     assert isinstance(read_answer(calls.get_job("1"), URL, 200, json.dumps(content).encode()), Job)
 
 
