@@ -37,7 +37,7 @@ def build(arguments: ApiArguments) -> Application:
     def on_replica() -> FastAPI:
         keep_to_loopback()
         app = build_app(database_connections=arguments.database_connections)
-        before_leaving(app.state.api.tail.end)
+        before_leaving(app.state.api.leave)
         return app
 
     deploy = serve.deployment(

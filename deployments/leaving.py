@@ -1,8 +1,8 @@
 """A replica that leaves says so before it drains.
 
 Serve lets the requests of a leaving replica finish before it ends the application (``perform_graceful_shutdown`` in
-``ray/serve/_private/replica.py`` of Ray 2.60). A stream would hold that up until the replica is killed: it has to be
-told when the leaving begins, for which there is no hook.
+``ray/serve/_private/replica.py`` of Ray 2.60). A stream, or an answer that waits for a job, would hold
+that up until the replica is killed: both have to be told when the leaving begins, for which there is no hook.
 """
 
 import logging
@@ -21,7 +21,7 @@ def before_leaving(tell: Callable[[], None]) -> None:
     kind: Any = getattr(replica, "Replica", None)
     leave: Any = getattr(kind, _LEAVE, None)
     if leave is None:
-        log.warning("Serve has changed: streams hold up a replica that leaves")
+        log.warning("Serve has changed: streams and waits hold up a replica that leaves")
         return
 
     async def tell_and_leave(self: Any) -> None:

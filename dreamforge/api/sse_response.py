@@ -17,9 +17,10 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 class LiveResponse(StreamingResponse):
     """Sends what ``chunks`` yields as it comes.
 
-    A client that leaves ends ``chunks`` at once. One that takes nothing for ``stall`` seconds is cut off, and so is
+    A client that leaves ends ``chunks`` at once. One that takes nothing for ``stall`` seconds is given up, and so is
     every client when ``chunks`` raises ``StreamBroken``: the answer stays incomplete, by which a client knows that
-    there is more, and resumes.
+    there is more, and resumes. Nothing is held for it here any longer but what the connection has to send: the server
+    closes it when that is taken, and the edge hangs up on whoever never does (``CLIENT_SECONDS`` there).
     """
 
     def __init__(self, chunks: AsyncGenerator[bytes], *, media_type: str, stall: float) -> None:
@@ -28,7 +29,10 @@ class LiveResponse(StreamingResponse):
         self._stall = stall
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer. Returns without the answer's end when it is broken off; the server then closes the connection."""
+        """Answer. Returns without the answer's end when it is broken off; the server then closes the connection.
+
+        It does so once what was sent before has been taken, for which it has no time limit of its own.
+        """
 
         async def send_in_time(message: Message) -> None:
             try:

@@ -47,13 +47,19 @@ class ApiState:
         self.job_ends = JobEnds(jobs=self.jobs)
         self.models = ModelStore(engine=engine)
         self.progress = ProgressStore(engine=engine)
-        self.tail = Tail(feed=EventFeed(engine=engine), rules=rules.streams)
+        self.events = EventFeed(engine=engine)
+        self.tail = Tail(feed=self.events, rules=rules.streams)
         self._redis = connect(redis_url)
         self.tickets = {lane: TicketQueue(redis=self._redis, lane=lane) for lane in Lane}
 
+    def leave(self) -> None:
+        """Hold no answer any longer, now and from now on: the replica leaves. May be called from any thread."""
+        self.tail.end()
+        self.job_ends.leave()
+
     async def close(self) -> None:
         """End the streams, and give every connection back."""
-        self.tail.end()
+        self.leave()
         self._redis.close()
         await self.engine.dispose()
 

@@ -10,17 +10,20 @@ import itertools
 import logging
 import uuid
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 
 from dreamforge.api.sse import Frame
 from dreamforge.errors import DatabaseUnavailable
+from dreamforge.store.engine import in_time
 from dreamforge.store.events import EventFeed, JobNews
 
 log = logging.getLogger(__name__)
 
-PAGE = 500
-"""Events of one job that are read at once."""
+BATCH = 100
+"""Events that a reader is handed at once, and all that it holds: a page of history, or a part of the channel."""
+_LOOK = 500
+"""Events of one job that the tail reads at once."""
 KEPT = 1000
 """Events that a channel holds for those who are a little behind."""
 _READERS = 4
@@ -79,6 +82,11 @@ class Channel:
             raise StreamBroken(self._trouble)
         return self._is_over and seq == self.seq
 
+    def break_off(self, why: str) -> None:
+        """Send the readers away: the channel cannot go on."""
+        self._trouble = why
+        self.wake()
+
     async def wait(self, seconds: float) -> None:
         """Return when there is news, or after ``seconds``."""
         with contextlib.suppress(TimeoutError):
@@ -88,7 +96,7 @@ class Channel:
     def publish(self, news: JobNews | None) -> bool:
         """Take over what was read behind ``seq``; True when that is anything. None: the job is gone."""
         before = (self.seq, self._is_over, self._trouble)
-        self._trouble = None if news else "the job was deleted"
+        self._trouble = _trouble_with(news, self.seq)
         for event in news.events if news else ():
             if event.seq != self.seq + 1:
                 # Nobody's event is lost by our own hand. The readers are sent away, and other jobs go on.
@@ -107,6 +115,15 @@ class Channel:
         """Have every reader look again."""
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+def _trouble_with(news: JobNews | None, seq: int) -> str | None:
+    if news is None:
+        return "the job was deleted"
+    if news.last_seq < seq:
+        # A standby that has taken over, and lags: what the readers have is not there.
+        return f"the database has come to event {news.last_seq} only, behind {seq}"
+    return None
 
 
 class Tail:
@@ -138,11 +155,11 @@ class Tail:
     async def page(self, job_id: uuid.UUID, *, after: int) -> Page | None:
         """The job's events behind ``after``, one page of them; None when there is no such job.
 
-        Raises ``DatabaseUnavailable``.
+        Raises ``DatabaseUnavailable``, also when too many read.
         """
-        # Many clients come at once when a replica has died. They wait here: for a connection they would not long.
-        async with self._reading:
-            news = (await self._feed.news({job_id: after}, most=PAGE)).get(job_id)
+        # Many clients come at once when a replica has died. They wait here, so that all others find a connection.
+        async with in_time(), self._reading:
+            news = (await self._feed.news({job_id: after}, most=BATCH)).get(job_id)
         if news is None:
             return None
         frames = [Frame(event) for event in news.events]
@@ -151,15 +168,15 @@ class Tail:
     @contextlib.contextmanager
     def watch(self, job_id: uuid.UUID, *, seq: int) -> Generator[Channel]:
         """Follow a job of which everything up to ``seq`` is known. Raises ``StreamBroken`` once the tail has ended."""
+        # Before the look at the end: whoever ends the tail meanwhile finds the loop, or is seen.
+        self._loop = asyncio.get_running_loop()
         self.check()
         channel = self._channels.get(job_id)
         if channel is None:
             channel = self._channels[job_id] = Channel(seq=seq)
         channel.readers += 1
         self._joined.set()
-        if not self.is_polling:
-            self._loop = asyncio.get_running_loop()
-            self._task = self._loop.create_task(self._run(), name="tail")
+        self._begin()
         try:
             yield channel
         finally:
@@ -177,6 +194,19 @@ class Tail:
         self._is_ended = True
         if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._wake_all)
+
+    def _begin(self) -> None:
+        if self._channels and not self.is_polling and not self._is_ended:
+            self._task = asyncio.create_task(self._run(), name="tail")
+            self._task.add_done_callback(self._begin_again)
+
+    def _begin_again(self, task: asyncio.Task[None]) -> None:
+        # A reader that came in this very moment has begun it already.
+        if not self._channels or self._is_ended or self.is_polling:
+            return
+        # Nobody but the readers would notice, by their silence.
+        log.error("the tail has ended by itself", exc_info=None if task.cancelled() else task.exception())
+        asyncio.get_running_loop().call_later(_AWAY_SECONDS, self._begin)
 
     def _wake_all(self) -> None:
         if self._task is not None:
@@ -207,7 +237,25 @@ class Tail:
 
     async def _poll(self) -> bool:
         followed = dict(self._channels)
-        news = await self._feed.news({job_id: channel.seq for job_id, channel in followed.items()}, most=PAGE)
+        try:
+            return await self._look(followed)
+        except DatabaseUnavailable:
+            raise
+        except Exception:
+            log.exception("a look for events failed; each job is looked at alone")
+        moved = False
+        for job_id, channel in followed.items():
+            try:
+                moved |= await self._look({job_id: channel})
+            except DatabaseUnavailable:
+                raise
+            except Exception:
+                log.exception("a job's events cannot be read", extra={"job_id": str(job_id)})
+                channel.break_off("its events cannot be read")
+        return moved
+
+    async def _look(self, followed: Mapping[uuid.UUID, Channel]) -> bool:
+        news = await self._feed.news({job_id: channel.seq for job_id, channel in followed.items()}, most=_LOOK)
         moved = False
         for job_id, channel in followed.items():
             # One that was left and joined again meanwhile stands at another place.

@@ -6,11 +6,9 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from dreamforge.api.sse import Frame
-from dreamforge.api.tail import Page, StreamBroken, Tail
+from dreamforge.api.tail import BATCH, Page, StreamBroken, Tail
 from dreamforge.errors import DatabaseUnavailable
 
-_BATCH = 100
-"""Events that are handed over at once: what a reader that takes nothing can hold up."""
 _AWAY_SECONDS = 1.0
 
 
@@ -27,7 +25,7 @@ class Reading:
         self._tail = tail
         self._job_id = job_id
         self._seq = after
-        self._page = page
+        self._page: Page | None = page
         self._fits = fits
         self._keep_alive = tail.rules.keep_alive
         self._silent_until = 0.0
@@ -39,9 +37,8 @@ class Reading:
         Raises ``StreamBroken`` when the replica leaves or the job is deleted.
         """
         self._heard()
-        page: Page | None = self._page
         while True:
-            async with contextlib.aclosing(self._history(page)) as history:
+            async with contextlib.aclosing(self._history()) as history:
                 async for frames in history:
                     yield frames
             if self._is_over:
@@ -52,27 +49,28 @@ class Reading:
             if self._is_over:
                 return
             # The channel has gone on without this reader.
-            page = None
 
-    async def _history(self, page: Page | None) -> AsyncGenerator[Sequence[Frame]]:
+    async def _history(self) -> AsyncGenerator[Sequence[Frame]]:
         """Pages, up to one that is the last. Leaves ``_is_over``: that page said so, of the same moment."""
         while True:
+            # Held by nobody else: what is read takes memory until it is handed over.
+            page, self._page = self._page, None
             while page is None:
                 page = await self._next_page()
                 if page is None and self._is_silent:
                     yield self._heard()
-            for start in range(0, len(page.frames), _BATCH):
-                if frames := self._taken(page.frames[start : start + _BATCH]):
-                    yield frames
-            if self._seq >= page.last_seq:
+            if self._seq > page.last_seq or (self._seq < page.last_seq and not page.frames):
+                raise StreamBroken(f"the job's last event is {page.last_seq}, and nothing follows {self._seq}")
+            if frames := self._taken(page.frames):
+                yield frames
+            if self._seq == page.last_seq:
                 self._is_over = page.is_terminal
                 return
-            page = None
 
     async def _live(self) -> AsyncGenerator[Sequence[Frame]]:
         """What the tail brings, until the job is over or the channel no longer reaches back to this reader."""
         with self._tail.watch(self._job_id, seq=self._seq) as channel:
-            while (behind := channel.behind(self._seq, most=_BATCH)) is not None:
+            while (behind := channel.behind(self._seq, most=BATCH)) is not None:
                 if frames := self._taken(behind):
                     yield frames
                 elif self._is_silent:

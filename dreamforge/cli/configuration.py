@@ -48,6 +48,9 @@ def told_to(console: Console) -> Generator[None]:
     """A block whose foreseen trouble ends the command with one sentence and exit code 1."""
     try:
         yield
+    except BrokenPipeError:
+        # Whoever read has enough, as `head` has: click ends the command without a word.
+        raise
     except FORESEEN as error:
         tell_trouble(console, sentence_of(error))
         raise typer.Exit(1) from error

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.prompt import Confirm
 
 from dreamforge.api.schemas import Job
-from dreamforge.cli.configuration import tell_trouble
+from dreamforge.cli.configuration import sentence_of, tell_trouble
 from dreamforge.cli.image_files import ImageFiles
 from dreamforge.cli.job_progress import job_progress
 from dreamforge.cli.service import EXIT_INTERRUPTED, JsonOption, UrlOption, print_json, service
@@ -124,6 +124,7 @@ class _Drawing:
         self._client = client
         self._files = files
         self._as_json = as_json
+        self._seen: Job | None = None
         self._console = Console(stderr=True, highlight=False, soft_wrap=True)
 
     def follow(self, job: Job) -> int:
@@ -133,7 +134,7 @@ class _Drawing:
         except KeyboardInterrupt:
             self._interrupt(job)
             code = EXIT_INTERRUPTED
-            ended = self._client.get(job.id)
+            ended = self._last_known(job)
         else:
             code = 0 if ended.status == _SUCCEEDED else 1
             self._tell_end(ended)
@@ -156,8 +157,15 @@ class _Drawing:
             self._interrupt(job)
         else:
             self._tell_left(job, "goes on")
-        self._tell_programs(self._client.get(job.id))
+        self._tell_programs(self._last_known(job))
         return EXIT_INTERRUPTED
+
+    def _last_known(self, job: Job) -> Job:
+        """The job as it is or, when that cannot be heard now, as it was seen last."""
+        try:
+            return self._client.get(job.id)
+        except (KeyboardInterrupt, ClientError):
+            return self._seen or job
 
     def _tell_programs(self, job: Job) -> None:
         if self._as_json:
@@ -166,7 +174,7 @@ class _Drawing:
     def _save_until_over(self, job: Job) -> Job:
         with job_progress(self._console, tell_paths=not self._as_json) as progress:
             for now in self._client.watch(job.id):
-                job = now
+                job = self._seen = now
                 progress.update(job)
                 for file in self._files.save_finished(job):
                     progress.saved(file.path)
@@ -183,17 +191,20 @@ class _Drawing:
         state = "goes on"
         try:
             if self._wants_cancel():
+                state = "may go on"
                 self._client.cancel(job.id)
                 state = "is being cancelled"
                 self._tell_ended(self._save_until_over(job))
                 return
         except (KeyboardInterrupt, EOFError):
             self._console.print()
+        except ClientError as error:
+            tell_trouble(self._console, sentence_of(error))
         self._tell_left(job, state)
 
     def _tell_left(self, job: Job, state: str) -> None:
         self._console.print(f"The job {state}. Look at it: dreamforge jobs show {job.id}", markup=False)
-        if state == "goes on":
+        if state != "is being cancelled":
             self._console.print(f"Cancel it: dreamforge jobs cancel {job.id}", markup=False)
 
     def _wants_cancel(self) -> bool:

@@ -92,7 +92,7 @@ def show(job_id: JobIdArgument, as_json: JsonOption = False, url: UrlOption = No
 def logs(
     job_id: JobIdArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
-    after: Annotated[int, typer.Option(min=0, help="Only events behind this number.")] = 0,
+    after: Annotated[int, typer.Option(min=0, max=2**62, help="Only events behind this number.")] = 0,
     level: Annotated[list[Level] | None, typer.Option(help="Only these; repeat it.", show_default=False)] = None,
     code: Annotated[list[EventCode] | None, typer.Option(help="Only these; repeat it.", show_default=False)] = None,
     image: Annotated[

@@ -22,7 +22,6 @@ from dreamforge.client.flows import (
     Flow,
     Give,
     Listen,
-    Pause,
     answered,
     deleted,
     downloaded,
@@ -32,6 +31,7 @@ from dreamforge.client.flows import (
     waited,
     watched,
 )
+from dreamforge.client.patience import Pause
 from dreamforge.client.wire import DEFAULT_URL, Wire
 
 T = TypeVar("T")
@@ -145,9 +145,9 @@ class AsyncClient:
         """The job's events behind the ``seq`` ``after`` as they happen, each with the job's progress, until it is over.
 
         Each comes once and in order: a stream that breaks is taken up again, on whichever replica answers. Raises when
-        nobody has answered for about half a minute.
+        nobody has answered for about half a minute, and when it is no Dream Forge that does.
         """
-        return self._iterate(streamed(job_id, after=after))
+        return self._iterate(streamed(job_id, after=after, now=time.monotonic))
 
     def logs(
         self,
@@ -161,9 +161,11 @@ class AsyncClient:
     ) -> AsyncIterator[LogLine]:
         """The job's events behind the ``seq`` ``after``; with ``follow`` also those to come, until it is over.
 
-        ``levels`` (`warning`, …), ``codes`` (`item.finished`, …) and ``item_index``, 0..99, leave out all others.
+        ``levels`` (`warning`, …), ``codes`` (`item.finished`, …) and ``item_index``, 0..99, leave out all others;
+        ``ValueError`` is raised for those that there are not.
         """
-        return self._iterate(logged(job_id, LogQuery(after, levels, codes, item_index), follow=follow))
+        query = LogQuery(after, levels, codes, item_index)
+        return self._iterate(logged(job_id, query, follow=follow, now=time.monotonic))
 
     async def progress(self, job_id: JobId) -> Progress:
         """How far the job and each of its images is."""
@@ -211,8 +213,8 @@ class AsyncClient:
 
     async def _perform(self, effect: Effect | Give[Never], ear: AsyncEar) -> object:
         match effect:
-            case Pause(seconds=seconds):
-                return await asyncio.sleep(seconds)
+            case Pause() as pause:
+                return await asyncio.sleep(pause.drawn())
             case Call():
                 return await self._call(effect)
             case Fetch():

@@ -21,7 +21,6 @@ from dreamforge.client.flows import (
     Flow,
     Give,
     Listen,
-    Pause,
     answered,
     deleted,
     downloaded,
@@ -31,6 +30,7 @@ from dreamforge.client.flows import (
     waited,
     watched,
 )
+from dreamforge.client.patience import Pause
 from dreamforge.client.wire import DEFAULT_URL, Wire
 
 T = TypeVar("T")
@@ -143,9 +143,9 @@ class Client:
         """The job's events behind the ``seq`` ``after`` as they happen, each with the job's progress, until it is over.
 
         Each comes once and in order: a stream that breaks is taken up again, on whichever replica answers. Raises when
-        nobody has answered for about half a minute.
+        nobody has answered for about half a minute, and when it is no Dream Forge that does.
         """
-        return self._iterate(streamed(job_id, after=after))
+        return self._iterate(streamed(job_id, after=after, now=time.monotonic))
 
     def logs(
         self,
@@ -159,9 +159,11 @@ class Client:
     ) -> Iterator[LogLine]:
         """The job's events behind the ``seq`` ``after``; with ``follow`` also those to come, until it is over.
 
-        ``levels`` (`warning`, …), ``codes`` (`item.finished`, …) and ``item_index``, 0..99, leave out all others.
+        ``levels`` (`warning`, …), ``codes`` (`item.finished`, …) and ``item_index``, 0..99, leave out all others;
+        ``ValueError`` is raised for those that there are not.
         """
-        return self._iterate(logged(job_id, LogQuery(after, levels, codes, item_index), follow=follow))
+        query = LogQuery(after, levels, codes, item_index)
+        return self._iterate(logged(job_id, query, follow=follow, now=time.monotonic))
 
     def progress(self, job_id: JobId) -> Progress:
         """How far the job and each of its images is."""
@@ -207,8 +209,8 @@ class Client:
 
     def _perform(self, effect: Effect | Give[Never], ear: Ear) -> object:
         match effect:
-            case Pause(seconds=seconds):
-                return time.sleep(seconds)
+            case Pause() as pause:
+                return time.sleep(pause.drawn())
             case Call():
                 return self._call(effect)
             case Fetch():

@@ -1,5 +1,6 @@
 """Every call of the API as a value: what to send, and how to read the answer. No I/O."""
 
+import math
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from dreamforge.api.schemas import (
     Readiness,
 )
 from dreamforge.client.errors import ApiError, ClientError, UnexpectedAnswer
+from dreamforge.jobs.events import EventCode, Level
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
@@ -32,6 +34,7 @@ PAGE = 200
 IDEMPOTENCY_KEY = "Idempotency-Key"
 _KEY = re.compile(r"[\x21-\x7e]{1,255}")
 _LONGEST_RETRY_AFTER = 30.0
+_MOST_AFTER, _MOST_ITEM_INDEX = 2**62, 99
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,8 @@ class Call(Generic[T_co]):
     """One request, and what its answer means.
 
     ``answers`` are error statuses that are an answer all the same. ``patience``: seconds for which the service may hold
-    the answer, besides those that every answer has.
+    the answer, besides those that every answer has. ``most``: seconds that are left for it, if fewer than those.
+    ``repeats``: a POST that does the same when it comes again.
     """
 
     method: Literal["GET", "POST", "DELETE"]
@@ -50,11 +54,13 @@ class Call(Generic[T_co]):
     answers: frozenset[int] = frozenset()
     headers: tuple[tuple[str, str], ...] = ()
     patience: float = 0.0
+    most: float = math.inf
+    repeats: bool = False
 
     @property
     def is_idempotent(self) -> bool:
         """True when it may be sent twice."""
-        return self.method != "POST" or any(name == IDEMPOTENCY_KEY for name, _ in self.headers)
+        return self.method != "POST" or self.repeats or any(name == IDEMPOTENCY_KEY for name, _ in self.headers)
 
     @property
     def writes(self) -> bool:
@@ -111,12 +117,23 @@ def submit_job(body: dict[str, Any], *, key: str | None = None, wait: int | None
 
 @dataclass(frozen=True)
 class LogQuery:
-    """Which events to read: behind the ``seq`` ``after``; of some levels or codes, or about one image; else all."""
+    """Which events to read: behind the ``seq`` ``after``; of some levels or codes, or about one image; else all.
+
+    Raises ``ValueError`` for what the service would refuse: a stream is filtered here.
+    """
 
     after: int = 0
     levels: Sequence[str] = ()
     codes: Sequence[str] = ()
     item_index: int | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.after <= _MOST_AFTER:
+            raise ValueError("after is the seq of an event, or 0")
+        if unknown := [*(set(self.levels) - set(Level)), *(set(self.codes) - set(EventCode))]:
+            raise ValueError(f"there is no level or code {unknown[0]!r}")
+        if self.item_index is not None and not 0 <= self.item_index <= _MOST_ITEM_INDEX:
+            raise ValueError("item_index is 0 to 99")
 
     def params(self) -> tuple[tuple[str, str], ...]:
         """As the route takes it."""
@@ -172,7 +189,7 @@ def list_jobs(query: JobQuery, *, page_size: int, cursor: str | None) -> Call[Jo
 
 def cancel_job(job_id: JobId) -> Call[Job]:
     """Ask for a job's end."""
-    return Call("POST", f"/v1/jobs/{_segment(job_id)}/cancel", _as(Job))
+    return Call("POST", f"/v1/jobs/{_segment(job_id)}/cancel", _as(Job), repeats=True)
 
 
 def retry_job(job_id: JobId) -> Call[Job]:

@@ -35,6 +35,8 @@ class Ear:
         url = self._wire.url_of(listen.path)
         try:
             heard = self._begin(url, listen) if self._events is None else self._next(url, self._events)
+        except httpx2.SSEError as error:
+            heard = _no_stream(url, error)
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
             heard = self._wire.unreachable(error)
         if not isinstance(heard, StreamEvent) and heard is not Heard.OPENED:
@@ -46,6 +48,8 @@ class Ear:
         source = self._open.enter_context(opening)
         status = source.response.status_code
         if status == 200:
+            if not _is_stream(source.response):
+                return UnexpectedAnswer(url, status=status)
             self._events = iter(source)
             return Heard.OPENED
         return Heard.OVER if status == 204 else error_of(url, status, source.response.read())
@@ -84,6 +88,8 @@ class AsyncEar:
         url = self._wire.url_of(listen.path)
         try:
             heard = await (self._begin(url, listen) if self._events is None else self._next(url, self._events))
+        except httpx2.SSEError as error:
+            heard = _no_stream(url, error)
         except (httpx2.RequestError, httpx2.InvalidURL) as error:
             heard = self._wire.unreachable(error)
         if not isinstance(heard, StreamEvent) and heard is not Heard.OPENED:
@@ -95,6 +101,8 @@ class AsyncEar:
         source = await self._open.enter_async_context(opening)
         status = source.response.status_code
         if status == 200:
+            if not _is_stream(source.response):
+                return UnexpectedAnswer(url, status=status)
             self._events = aiter(source)
             return Heard.OPENED
         return Heard.OVER if status == 204 else error_of(url, status, await source.response.aread())
@@ -113,6 +121,17 @@ class AsyncEar:
 
 def _headers(listen: Listen) -> dict[str, str]:
     return {"Last-Event-ID": str(listen.after)}
+
+
+def _is_stream(response: httpx2.Response) -> bool:
+    return response.headers.get("Content-Type", "").partition(";")[0].strip().lower() == "text/event-stream"
+
+
+def _no_stream(url: str, error: httpx2.SSEError) -> ClientError:
+    # No vendor's word for "nobody answers", although it is one of those: asking again brings the same.
+    trouble = UnexpectedAnswer(url, status=200)
+    trouble.__cause__ = error
+    return trouble
 
 
 def _parsed(url: str, event: httpx2.ServerSentEvent) -> StreamEvent | ClientError:

@@ -64,8 +64,8 @@ class ApiError(ClientError):
 
     @property
     def is_passing(self) -> bool:
-        """A dependency of the service is away."""
-        return self.status == 503
+        """A dependency of the service is away, or the service itself, which the edge tells with 500 too."""
+        return self.status in {502, 503, 504} or self.code == "service_unavailable"
 
 
 class UnexpectedAnswer(ClientError):
@@ -83,10 +83,11 @@ class UnexpectedAnswer(ClientError):
 
 
 class WaitTimeout(ClientError):
-    """The job was not over in time; it goes on."""
+    """The job was not over in time; it goes on. ``status`` is what was last heard of it, None when nothing was."""
 
-    def __init__(self, job_id: str, *, status: str, seconds: float) -> None:
-        super().__init__(f"The job {job_id} is still {status} after {seconds:g} s.")
+    def __init__(self, job_id: str, *, status: str | None, seconds: float) -> None:
+        so_far = f"is still {status}" if status else "was not heard of"
+        super().__init__(f"The job {job_id} {so_far} after {seconds:g} s.")
         self.job_id = job_id
         self.status = status
 

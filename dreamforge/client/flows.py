@@ -17,6 +17,7 @@ from dreamforge.api.schemas import Artifact, Job, LogLine, StreamEvent
 from dreamforge.client.calls import Call, JobId, LogQuery, delete_job, get_job, get_logs, stream_path
 from dreamforge.client.errors import ApiError, ClientError, UnexpectedAnswer, WaitTimeout
 from dreamforge.client.part import PartFile
+from dreamforge.client.patience import RETRY_PAUSES, Patience, Pause, before_again
 from dreamforge.jobs.job import JobStatus
 
 T = TypeVar("T")
@@ -25,18 +26,7 @@ Given = TypeVar("Given")
 Result = TypeVar("Result")
 
 OVER = frozenset(status.value for status in JobStatus if status.is_terminal)
-RETRY_PAUSES = (0.25, 0.5, 1.0)
-"""Seconds between the attempts of a call that may be repeated."""
-PATIENT_PAUSES = (*RETRY_PAUSES, *[2.0] * 15)
-"""The same while a job is being waited for: a service that is started again is back by then."""
 _LEAST_POLL, _MOST_POLL, _POLL_GROWTH = 0.2, 2.0, 1.5
-
-
-@dataclass(frozen=True)
-class Pause:
-    """Do nothing for a while."""
-
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -117,8 +107,20 @@ def answered(call: Call[T], *, pauses: Iterable[float] = RETRY_PAUSES) -> Flow[N
             if not (call.is_idempotent and error.is_passing):
                 raise
             length = _length(pause, call, error)
-        yield Pause(length)
+        yield before_again(length)
     return (yield call)
+
+
+def _answered_in_time(call: Call[T], *, now: Callable[[], float], until: float | None = None) -> Flow[Never, T]:
+    """Make a call that reads, and again while the trouble may pass and there is patience; ``until`` is a time."""
+    patience = Patience(now=now, until=until)
+    while True:
+        try:
+            return (yield replace(call, most=patience.left))
+        except ClientError as error:
+            if not error.is_passing or (pause := patience.pause()) is None:
+                raise
+        yield pause
 
 
 def _length(pause: float, call: Call[Any], error: ClientError) -> float:
@@ -137,7 +139,7 @@ def deleted(job_id: JobId) -> Flow[Never, None]:
             if not error.is_passing:
                 raise
             length = _length(pause, call, error)
-        yield Pause(length)
+        yield before_again(length)
         call = replace(call, answers=frozenset({404}))
     return (yield call)
 
@@ -170,18 +172,24 @@ def paged(page: Callable[[str | None], Call[Page[T]]]) -> Flow[T, None]:
 
 def watched(job_id: JobId, *, timeout: float | None, now: Callable[[], float]) -> Flow[Job, Job]:
     """The job, again and again until it is over: often while it changes, more rarely while it does not."""
-    began = now()
-    pause, before = _LEAST_POLL, None
+    until = None if timeout is None else now() + timeout
+    pause, before, status = _LEAST_POLL, None, None
     while True:
-        job: Job = yield from answered(get_job(job_id), pauses=PATIENT_PAUSES)
+        try:
+            job: Job = yield from _answered_in_time(get_job(job_id), now=now, until=until)
+        except ClientError as error:
+            if timeout is None or until is None or now() < until or not error.is_passing:
+                raise
+            raise WaitTimeout(str(job_id), status=status, seconds=timeout) from error
         yield Give(job)
         if job.status in OVER:
             return job
-        if timeout is not None and now() - began >= timeout:
-            raise WaitTimeout(str(job.id), status=job.status, seconds=timeout)
+        status = job.status
+        if timeout is not None and until is not None and now() >= until:
+            raise WaitTimeout(str(job.id), status=status, seconds=timeout)
         pause = _LEAST_POLL if job.updated_at != before else min(pause * _POLL_GROWTH, _MOST_POLL)
         before = job.updated_at
-        yield Pause(pause if timeout is None else min(pause, max(0.0, began + timeout - now())))
+        yield Pause(pause if until is None else min(pause, max(0.0, until - now())))
 
 
 def waited(job_id: JobId, *, timeout: float | None, now: Callable[[], float]) -> Flow[Never, Job]:
@@ -208,31 +216,42 @@ def _regifted(flow: Flow[T, Result], gift: Callable[[T], Given | None]) -> Flow[
         return course.result
 
 
-def streamed(job_id: JobId, *, after: int) -> Flow[StreamEvent, None]:
+def streamed(job_id: JobId, *, after: int, now: Callable[[], float]) -> Flow[StreamEvent, None]:
     """The job's events behind ``after`` as they happen, until it is over: each once and in order, whatever breaks."""
-    path, patience, is_fresh = stream_path(job_id), iter(PATIENT_PAUSES), True
+    path, patience = stream_path(job_id), Patience(now=now)
+    is_fresh = True
     while True:
         try:
-            heard: StreamEvent | Heard = yield Listen(path, after)
+            heard: StreamEvent | Heard | ClientError = yield Listen(path, after)
         except ClientError as error:
-            if not _may_pass(error) or (pause := next(patience, None)) is None:
+            if not _may_pass(error):
                 raise
-            yield Pause(pause)
-            continue
+            heard = error
         match heard:
             case Heard.OVER:
                 return
             case Heard.OPENED:
-                patience, is_fresh = iter(PATIENT_PAUSES), True
-            case Heard.ENDED:
-                # Whether that was the end is told when the stream is asked for again.
-                if is_fresh:
-                    yield Pause(RETRY_PAUSES[0])
+                is_fresh = True
+                patience.began()
+            case Heard.ENDED | ClientError():
+                patience.ended()
+                # Whether that was the end is told when the stream is asked for again: at once if it brought something.
+                if is_fresh or heard is not Heard.ENDED:
+                    yield from _borne(patience, heard, path)
             case StreamEvent(seq=seq):
                 if seq != after + 1:
                     raise UnexpectedAnswer(path, status=200)
                 after, is_fresh = seq, False
+                patience.renew()
                 yield Give(heard)
+
+
+def _borne(patience: Patience, trouble: object, path: str) -> Flow[Never, None]:
+    pause = patience.pause()
+    if pause is None:
+        # A service of ours does not end a stream with nothing new, time and again.
+        raise trouble if isinstance(trouble, ClientError) else UnexpectedAnswer(path, status=200)
+    yield pause
 
 
 def _may_pass(error: ClientError) -> bool:
@@ -240,13 +259,13 @@ def _may_pass(error: ClientError) -> bool:
     return error.is_passing or (isinstance(error, ApiError | UnexpectedAnswer) and error.status >= 500)
 
 
-def logged(job_id: JobId, query: LogQuery, *, follow: bool) -> Flow[LogLine, None]:
+def logged(job_id: JobId, query: LogQuery, *, follow: bool, now: Callable[[], float]) -> Flow[LogLine, None]:
     """The job's events that fit ``query``; with ``follow`` also those that come, until the job is over."""
     if follow:
-        streaming = streamed(job_id, after=query.after)
+        streaming = streamed(job_id, after=query.after, now=now)
         yield from _regifted(streaming, lambda event: _line_of(event) if query.fits(event) else None)
         return
-    lines: list[LogLine] = yield from answered(get_logs(job_id, query), pauses=PATIENT_PAUSES)
+    lines: list[LogLine] = yield from _answered_in_time(get_logs(job_id, query), now=now)
     for line in lines:
         yield Give(line)
 
@@ -268,7 +287,7 @@ def downloaded(artifact: Artifact, target: Path, *, overwrite: bool) -> Flow[Nev
                     raise
             else:
                 break
-            yield Pause(pause)
+            yield before_again(pause)
             part.restart()
         else:
             yield Fetch(artifact.url, part)

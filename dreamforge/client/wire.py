@@ -33,10 +33,10 @@ class Wire:
 
     def timeout_of(self, call: Call[Any]) -> httpx2.Timeout:
         """How long the call's answer may take."""
-        return self._timeout(read=self._seconds + call.patience) if call.patience else self.timeout
+        return self._timeout(read=min(self._seconds + call.patience, call.most))
 
     def _timeout(self, *, read: float) -> httpx2.Timeout:
-        return httpx2.Timeout(self._seconds, connect=min(self._seconds, _CONNECT_SECONDS), read=read)
+        return httpx2.Timeout(self._seconds, connect=min(read, self._seconds, _CONNECT_SECONDS), read=read)
 
     def unreachable(
         self, error: httpx2.RequestError | httpx2.InvalidURL, *, store_url: str | None = None

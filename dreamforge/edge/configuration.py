@@ -7,6 +7,7 @@ of our own. What is changed:
   plain text of Serve itself. For what cannot be parsed a door in TCP mode stands before the frontend, see
   ``refusal.lua``;
 - headers by which a client could change how Serve runs its request are dropped;
+- a client that takes nothing of its answer is hung up on after two minutes instead of an hour;
 - a request id that is not sane is replaced, so that nothing unchecked comes back in an answer;
 - `/-/routes`, and all of `/-/` but the health check, is nobody's business;
 - the metrics and statistics pages listen on loopback, and the admin socket is its owner's.
@@ -20,6 +21,9 @@ from pathlib import Path
 
 REQUEST_SECONDS = 15
 """Seconds a client may take to send its request's head, and the first 16 KiB of its body."""
+CLIENT_SECONDS = 120
+"""Seconds for which a connection may be without a byte either way, and a client take nothing of what is there for it.
+Live streams have signs of life more often, and no answer is held for longer than a minute."""
 _REFUSAL = Path(__file__).with_name("refusal.lua")
 _OTHER_DESCRIPTORS = 200
 """For listeners, health checks and the like."""
@@ -66,6 +70,7 @@ def edit(configuration: str, *, descriptors: int) -> str:
     preamble, sections = _split(configuration)
     sections += _door(_named(sections, "global"), _named(sections, "frontend http_frontend"), descriptors)
     _answer_in_the_envelope(_named(sections, "defaults"))
+    _named(sections, "defaults").replace(r"timeout client .*", f"timeout client {CLIENT_SECONDS}s")
     _named(sections, "frontend prometheus").replace(r"bind :", f"bind {_LOOPBACK}:")
     _named(sections, "listen stats").replace(r"bind \*:", f"bind {_LOOPBACK}:")
     _guard(_named(sections, "frontend http_frontend"))

@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine
 from dreamforge.jobs.events import Event
 from dreamforge.jobs.job import JobStatus
 from dreamforge.store.engine import in_time
-from dreamforge.store.tables import EventRow
+from dreamforge.store.tables import EventRow, JobRow
 
 # The counter is raised in the statement that writes the event: the job row's lock orders the writers, so whoever has
 # read up to n has seen everything before n. A sequence would lose events to readers that tail it.
@@ -148,6 +148,11 @@ class EventFeed:
     def __init__(self, *, engine: AsyncEngine) -> None:
         # Nothing is written, and each statement is a transaction of its own: no BEGIN and no ROLLBACK around it.
         self._engine = engine.execution_options(isolation_level="AUTOCOMMIT")
+
+    async def user_of(self, job_id: uuid.UUID) -> str | None:
+        """Whose the job is; None when there is no such job."""
+        async with in_time(), self._engine.connect() as connection:
+            return await connection.scalar(select(JobRow.user_id).where(JobRow.id == job_id))
 
     async def news(self, places: Mapping[uuid.UUID, int], *, most: int) -> dict[uuid.UUID, JobNews]:
         """The events behind a ``seq`` of each job, oldest first, at most ``most`` of each, in one statement.

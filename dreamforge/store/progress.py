@@ -1,4 +1,7 @@
-"""How far a job and each of its images is, read in one statement: one snapshot, in which the numbers fit together."""
+"""How far a job and each of its images is, read in one statement: one snapshot, in which the numbers fit together.
+
+Besides the time to go, which is reckoned from a look of its own.
+"""
 
 import uuid
 from collections.abc import Sequence

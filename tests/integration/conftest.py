@@ -11,12 +11,14 @@ from sqlalchemy import Engine, text
 
 from dreamforge.api.app import create_app
 from dreamforge.api.state import ApiState
+from dreamforge.api.tail import StreamRules
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.engine import open_engine
 from dreamforge.store.models import NewModel
 from tests.integration.bench import Bench
 from tests.integration.door import api_state
 from tests.integration.factories import Jobs, a_model
+from tests.integration.live_api import FAST, LiveApi, MakeApi
 
 
 @pytest.fixture(scope="session")
@@ -71,3 +73,21 @@ def client(state: ApiState, model: NewModel) -> Iterator[TestClient]:
     assert model
     with TestClient(create_app(state), follow_redirects=False) as client:
         yield client
+
+
+@pytest.fixture
+def make_api(database_url: str, redis_url: str, object_store: ObjectStore, model: NewModel) -> MakeApi:
+    """Makes replicas with a server around them, and a model."""
+    assert model
+
+    def make(url: str = database_url, streams: StreamRules = FAST) -> LiveApi:
+        return LiveApi(database_url=url, redis_url=redis_url, blobs=object_store.blobs(), streams=streams)
+
+    return make
+
+
+@pytest.fixture
+def api(make_api: MakeApi) -> Iterator[LiveApi]:
+    """One such replica."""
+    with make_api() as api:
+        yield api

@@ -5,7 +5,7 @@ import json
 import socket
 import threading
 import uuid
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, Self
 from urllib.parse import urlsplit
 
@@ -52,14 +52,40 @@ class LiveApi(Service):
         self.stop()
 
     def stop(self) -> None:
-        """Leave, as a replica of Serve does: the streams first."""
-        self.state.tail.end()
+        """Leave, as a replica of Serve does: what is held first."""
+        self.state.leave()
         self._server.should_exit = True
         self._thread.join(30)
         assert not self._thread.is_alive(), "the server does not end"
 
+    @property
+    def connections(self) -> int:
+        """How many the server has."""
+        return len(self._server.server_state.connections)
+
     def _count(self, _connection: Any, _cursor: Any, statement: str, *_: Any) -> None:
         self.statements.append(statement)
+
+
+MakeApi = Callable[..., LiveApi]
+"""A fixture that makes replicas: by the database's URL, and the rules of their streams."""
+
+
+def new_job(api: LiveApi, **body: Any) -> dict[str, Any]:
+    """A job that was accepted."""
+    response = api.post(params={"prompt": "a fox"}, **body)
+    assert response.status_code == 201, response.text
+    return response.json()
+
+
+def stream_of(api: LiveApi, job: dict[str, Any]) -> str:
+    """The address of the job's stream."""
+    return api.base_url + job["links"]["stream"]
+
+
+def log_of(api: LiveApi, job: dict[str, Any]) -> str:
+    """The address of the job's log, to be followed."""
+    return f"{api.base_url}{job['links']['logs']}?follow=true"
 
 
 class Follower:
@@ -103,6 +129,11 @@ class Follower:
                         self.heard.append(data)
         except (httpx2.HTTPError, AssertionError, ValueError) as error:
             self.error = error
+
+
+def follow(api: LiveApi, job: dict[str, Any], query: str = "", **headers: str) -> Follower:
+    """A client that follows the job's stream."""
+    return Follower(stream_of(api, job) + query, **headers)
 
 
 @contextlib.contextmanager

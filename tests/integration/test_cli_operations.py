@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -171,6 +172,52 @@ def test_ctrl_c_while_a_job_is_posted_does_not_lose_sight_of_it(
         finally:
             terminal.__exit__()
         assert _get(url, f"/v1/jobs/{id}").json()["status"] == ("cancelled" if answer == "y" else "queued")
+
+
+def test_ctrl_c_while_the_service_is_away_tells_what_was_known_last(url: str, tmp_path: Path) -> None:
+    with Relay.before(url) as relay:
+        command = _command("generate", "a fox", "-o", tmp_path, "--json", "--url", f"http://127.0.0.1:{relay.port}")
+        with subprocess.Popen(
+            command, env=_environment(url), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            text=True,
+        ) as process:  # fmt: skip
+            assert process.stderr is not None
+            assert "queued" in process.stderr.readline()
+            with relay.refusing():
+                process.send_signal(signal.SIGINT)
+                said, told = process.communicate(timeout=60)
+        job = json.loads(said)["job"]
+        assert (process.returncode, job["status"]) == (130, "queued")
+        assert f"dreamforge jobs show {job['id']}" in told
+        assert "✗" not in told
+
+
+def test_a_cancel_that_does_not_arrive_is_said_so(url: str, tmp_path: Path) -> None:
+    with Relay.before(url) as relay:
+        command = _command("generate", "a fox", "-o", tmp_path, "--url", f"http://127.0.0.1:{relay.port}")
+        with Terminal(command, environment=_environment(url)) as terminal:
+            terminal.wait_for("queued")
+            terminal.type(CTRL_C)
+            terminal.wait_for("Cancel the job?")
+            with relay.refusing():
+                terminal.type("y\n")
+                assert terminal.wait_for_end() == 130
+            assert "The job may go on." in terminal.screen()
+            assert "✗" in terminal.screen()
+
+
+def test_a_reader_that_has_enough_is_no_trouble(url: str) -> None:
+    job = _posted(url)
+    for format in ((), ("--json",)):
+        with subprocess.Popen(
+            _command("jobs", "logs", job["id"], *format), env=_environment(url), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        ) as process:  # fmt: skip
+            assert process.stdout is not None
+            process.stdout.close()
+            assert process.stderr is not None
+            assert process.stderr.read() == ""
+        assert process.returncode == 1
 
 
 def _backlog(port: int) -> bool:

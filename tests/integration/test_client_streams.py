@@ -1,5 +1,7 @@
 """Both clients on streams that are cut off, over a real server and Postgres."""
 
+import contextlib
+import http.server
 import random
 import socket
 import threading
@@ -10,7 +12,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, text
 
-from dreamforge.client import ApiError, Client
+from dreamforge.client import ApiError, Client, UnexpectedAnswer
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.engine import open_engine
 from tests.integration.factories import a_model
@@ -165,3 +167,32 @@ def test_streams_are_read_as_the_standard_has_them(kind: str, line_end: bytes) -
     _close(client)
     assert [(event.seq, event.payload) for event in events] == [(1, {"message": "für"}), (2, {"message": "für"})]
     assert b"Last-Event-ID: 2" in asked[1]
+
+
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+@pytest.mark.parametrize("content_type", ["text/html", "text/event-stream"], ids=["a page", "no end of an event"])
+def test_another_program_s_answer_is_not_listened_to_for_ever(kind: str, content_type: str) -> None:
+    """Neither the page of a wrong address, nor what calls itself a stream and is none."""
+
+    class Another(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Type", content_type)
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(64):
+                    self.wfile.write(b"x" * (1 << 20))
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Say nothing."""
+
+    asked: list[str] = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Another) as server:
+        threading.Thread(target=server.serve_forever).start()
+        client = _client(kind, f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(UnexpectedAnswer):
+            list(client.stream("7"))
+        _close(client)
+        server.shutdown()
+    assert len(asked) == 1

@@ -162,6 +162,18 @@ def test_a_database_that_goes_away_while_a_job_is_waited_for_loses_nothing(
             assert (response.status_code, response.json()["status"]) == (201, "queued")
 
 
+def test_a_replica_that_leaves_answers_with_the_job_so_far(url: str, state: ApiState, engine: Engine) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        began = time.monotonic()
+        answer = pool.submit(_posted, url, "wait=60")
+        wait_for(lambda: _job_is_there(engine), what="the job")
+        state.leave()
+        response = answer.result()
+    assert time.monotonic() - began < 55
+    assert (response.status_code, response.json()["status"]) == (201, "queued")
+    assert _posted(url, "wait=60").json()["status"] == "queued", "nor does anybody wait from now on"
+
+
 def test_the_test_client_s_waits_end(client: TestClient, engine: Engine, object_store: ObjectStore) -> None:
     """Without a server around the application nobody leaves, and nothing hangs."""
     drawn = threading.Thread(

@@ -5,7 +5,7 @@ import json
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,30 +15,27 @@ import pytest
 from dreamforge.api.schemas import Artifact, ArtifactList, Job
 from dreamforge.client import calls
 from dreamforge.client.calls import Call, JobQuery, read_answer
-from dreamforge.client.errors import ApiError, ChecksumMismatch, ClientError, UnexpectedAnswer, Unreachable, WaitTimeout
+from dreamforge.client.errors import ApiError, ChecksumMismatch, ClientError, UnexpectedAnswer, Unreachable
 from dreamforge.client.flows import (
-    PATIENT_PAUSES,
-    RETRY_PAUSES,
     Course,
     Fetch,
     Flow,
     Give,
     Listen,
-    Pause,
     answered,
     deleted,
     downloaded,
     paged,
-    waited,
-    watched,
 )
 from dreamforge.client.part import PartFile
+from dreamforge.client.patience import RETRY_PAUSES, Pause
 
 AWAY = Unreachable("http://here", "refused")
 URL = "http://here/v1/jobs"
 
 
-def _job(status: str = "running", *, updated: int = 0, **values: Any) -> Job:
+def a_job(status: str = "running", *, updated: int = 0, **values: Any) -> Job:
+    """A job as the service tells it."""
     return Job.model_validate(
         {
             "id": str(uuid.UUID(int=7)),
@@ -93,15 +90,42 @@ def _artifact(data: bytes) -> Artifact:
     )
 
 
+class Clock:
+    """A time that only pauses and slow answers move on."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        return self.seconds
+
+
+@dataclass(frozen=True)
+class Slow:
+    """An answer that takes its time, in seconds."""
+
+    seconds: float
+    answer: object
+
+
 class Played:
     """Performs a flow's effects from a list of answers; what was paused, asked and given."""
 
-    def __init__(self, flow: Flow[Any, Any], *answers: object) -> None:
+    def __init__(self, flow: Flow[Any, Any], *answers: object, clock: Clock | None = None) -> None:
+        clock = clock or Clock()
         self.pauses: list[float] = []
         self.asked: list[str] = []
         self.given: list[Any] = []
         self.result: Any = None
         waiting = list(answers)
+
+        def next_answer() -> object:
+            answer = waiting.pop(0)
+            if isinstance(answer, Slow):
+                clock.seconds += answer.seconds
+                return answer.answer
+            return answer
+
         with Course(flow) as course:
             while course.effect is not None:
                 match course.effect:
@@ -110,15 +134,16 @@ class Played:
                         course.answer(None)
                     case Pause(seconds=seconds):
                         self.pauses.append(seconds)
+                        clock.seconds += seconds
                         course.answer(None)
                     case Call(path=path) as call:
                         self.asked.append("?".join([path, *(f"{name}={value}" for name, value in call.params)]))
-                        course.answer(waiting.pop(0))
+                        course.answer(next_answer())
                     case Listen(after=after):
                         self.asked.append(f"stream after {after}")
-                        course.answer(waiting.pop(0))
+                        course.answer(next_answer())
                     case Fetch(part=part):
-                        answer = waiting.pop(0)
+                        answer = next_answer()
                         # Before an error some bytes have come.
                         part.write(answer if isinstance(answer, bytes) else b"torn")
                         course.answer(answer)
@@ -196,10 +221,20 @@ def test_a_deletion_whose_answer_was_lost_is_done() -> None:
         Played(deleted("1"), AWAY, _api_error(409, "conflict"))
 
 
-@pytest.mark.parametrize("call", [calls.submit_job({}), calls.cancel_job("1"), calls.retry_job("1")])
+@pytest.mark.parametrize("call", [calls.submit_job({}), calls.retry_job("1")])
 def test_a_call_that_writes_is_made_once(call: Call[Job]) -> None:
     with pytest.raises(Unreachable):
         Played(answered(call), AWAY)
+
+
+def test_a_cancel_may_be_asked_for_again() -> None:
+    assert Played(answered(calls.cancel_job("1")), AWAY, "there").result == "there"
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504])
+def test_what_the_edge_says_of_a_service_that_is_away_passes(status: int) -> None:
+    away = _api_error(status, "service_unavailable")
+    assert Played(answered(calls.submit_job({}, key="k")), away, "there").result == "there"
 
 
 @pytest.mark.parametrize("error", [_api_error(404), _api_error(500), UnexpectedAnswer(URL, status=200)])
@@ -222,34 +257,6 @@ def test_a_page_is_asked_for_only_when_it_is_needed() -> None:
     with Course(flow) as course:
         course.answer(ArtifactList(items=[_artifact(b"x")], next_cursor="c1"))
         assert isinstance(course.effect, Give)
-
-
-def _clock(*times: float) -> Callable[[], float]:
-    waiting = list(times)
-    return lambda: waiting.pop(0) if len(waiting) > 1 else waiting[0]
-
-
-def test_a_job_is_asked_for_more_rarely_while_nothing_changes() -> None:
-    jobs = [_job(), _job(), _job(), _job(), _job(updated=5), _job("succeeded", updated=6)]
-    played = Played(watched("1", timeout=None, now=_clock(0)), *jobs)
-    assert played.given == jobs
-    assert played.result.status == "succeeded"
-    first, *slower, again = played.pauses
-    assert slower == sorted(set(slower))
-    assert slower[0] > first == again
-
-
-def test_waiting_outlives_a_service_that_is_started_again_but_not_one_that_is_gone() -> None:
-    away = [AWAY] * len(PATIENT_PAUSES)
-    assert Played(waited("1", timeout=None, now=_clock(0)), *away, _job("failed")).result.status == "failed"
-    assert sum(PATIENT_PAUSES) > 30
-    with pytest.raises(Unreachable):
-        Played(waited("1", timeout=None, now=_clock(0)), *away, AWAY)
-
-
-def test_waiting_ends_when_its_time_is_up() -> None:
-    with pytest.raises(WaitTimeout, match="still running after 5 s"):
-        Played(waited("1", timeout=5, now=_clock(0, 1, 1, 6)), _job(), _job())
 
 
 def test_what_is_not_given_is_left_to_the_service() -> None:
@@ -306,7 +313,7 @@ def test_readiness_is_an_answer_even_when_the_service_is_not_ready() -> None:
 
 
 def test_what_a_newer_service_says_besides_is_no_trouble() -> None:
-    content = {**json.loads(_job().model_dump_json()), "mood": "good"}
+    content = {**json.loads(a_job().model_dump_json()), "mood": "good"}
     assert isinstance(read_answer(calls.get_job("1"), URL, 200, json.dumps(content).encode()), Job)
 
 

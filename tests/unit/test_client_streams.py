@@ -11,10 +11,17 @@ from hypothesis import strategies as st
 from dreamforge.api.schemas import LogLine, StreamEvent
 from dreamforge.client.calls import LogQuery
 from dreamforge.client.errors import ApiError, UnexpectedAnswer, Unreachable
-from dreamforge.client.flows import PATIENT_PAUSES, RETRY_PAUSES, Heard, logged, streamed
-from tests.unit.test_client import AWAY, Played
+from dreamforge.client.flows import Flow, Heard, logged
+from dreamforge.client.flows import streamed as streamed_by
+from dreamforge.client.patience import RETRY_PAUSES
+from tests.unit.test_client import AWAY, Clock, Played, Slow
 
 OPENED, ENDED, OVER = Heard.OPENED, Heard.ENDED, Heard.OVER
+
+
+def streamed(job_id: str, *, after: int) -> Flow[StreamEvent, None]:
+    """Followed in no time."""
+    return streamed_by(job_id, after=after, now=Clock())
 
 
 def _event(seq: int, **values: Any) -> StreamEvent:
@@ -62,19 +69,27 @@ def test_a_stream_that_breaks_is_taken_up_behind_what_was_heard() -> None:
     )
     assert [event.seq for event in played.given] == [4, 5]
     assert [place for place in played.asked if place != "stream after 3"][:2] == ["stream after 4"] * 2
-    assert tuple(played.pauses) == PATIENT_PAUSES[:4]
+    assert tuple(played.pauses) == (*RETRY_PAUSES, 2.0)
 
 
 def test_patience_begins_anew_when_somebody_answers() -> None:
-    away = [AWAY] * len(PATIENT_PAUSES)
-    assert Played(streamed("1", after=0), *away, OPENED, *away, OPENED, ENDED, OVER).given == []
+    """An answer is an event, or a stream that stays; one that is only opened is none."""
+    clock = Clock()
+    away = [AWAY] * 19
+    answers = [*away, OPENED, _event(1), *away, OPENED, Slow(6, AWAY), *away[1:], OPENED, ENDED, OVER]
+    played = Played(streamed_by("1", after=0, now=clock), *answers, clock=clock)
+    assert [event.seq for event in played.given] == [1]
     with pytest.raises(Unreachable):
-        Played(streamed("1", after=0), OPENED, *away, AWAY)
+        Played(streamed_by("1", after=0, now=clock), *[OPENED, AWAY] * 21, clock=clock)
 
 
 def test_a_service_that_ends_streams_at_once_is_not_asked_without_pause() -> None:
     played = Played(streamed("1", after=0), OPENED, ENDED, OPENED, ENDED, OPENED, _event(1), ENDED, OVER)
-    assert played.pauses == [RETRY_PAUSES[0]] * 2
+    assert tuple(played.pauses) == RETRY_PAUSES[:2]
+    clock = Clock()
+    with pytest.raises(UnexpectedAnswer):
+        Played(streamed_by("1", after=0, now=clock), *[OPENED, ENDED] * 21, clock=clock)
+    assert clock.seconds < 40
 
 
 @pytest.mark.parametrize("status", [400, 404, 422])
@@ -116,14 +131,22 @@ def test_a_followed_log_is_the_stream_s_lines_that_fit(query: LogQuery, expected
         _event(2, level="error", code="job.failed"),
         _event(3, code="item.started", payload={"item_index": 0}),
     ]
-    played = Played(logged("1", query, follow=True), OPENED, *events, ENDED, OVER)
+    played = Played(logged("1", query, follow=True, now=Clock()), OPENED, *events, ENDED, OVER)
     assert [line.seq for line in played.given] == expected
     assert {type(line) for line in played.given} == {LogLine}
 
 
+@pytest.mark.parametrize(
+    "query", [{"after": -1}, {"after": 2**63}, {"levels": ["loud"]}, {"codes": ["log", "x"]}, {"item_index": 100}]
+)
+def test_what_the_service_would_refuse_is_refused_before_it_is_sent(query: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"seq|no level or code|0 to 99"):
+        LogQuery(**query)
+
+
 def test_a_log_that_is_not_followed_is_read_once() -> None:
     query = LogQuery(7, ["warning", "error"], ["log"], 3)
-    played = Played(logged("1", query, follow=False), [])
+    played = Played(logged("1", query, follow=False, now=Clock()), [])
     assert played.asked == ["/v1/jobs/1/logs?after=7?level=warning?level=error?code=log?item_index=3"]
 
 

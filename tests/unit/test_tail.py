@@ -19,7 +19,8 @@ from dreamforge.store.events import EventRecord, JobNews
 JOB = uuid.UUID(int=7)
 
 
-def _event(seq: int, **payload: Any) -> EventRecord:
+def an_event(seq: int, **payload: Any) -> EventRecord:
+    """A line of the log."""
     return EventRecord(
         seq=seq,
         ts=datetime(2026, 3, 1, tzinfo=UTC),
@@ -34,7 +35,7 @@ def _event(seq: int, **payload: Any) -> EventRecord:
 
 
 def _news(*seqs: int, status: JobStatus = JobStatus.RUNNING, last: int | None = None) -> JobNews:
-    return JobNews("default", status, last or max(seqs, default=0), [_event(seq) for seq in seqs])
+    return JobNews("default", status, last or max(seqs, default=0), [an_event(seq) for seq in seqs])
 
 
 def _seqs(channel: Channel, seq: int, most: int = 100) -> list[int] | None:
@@ -99,18 +100,18 @@ def test_readers_are_woken_by_news_and_by_nothing_else() -> None:
 
 @given(st.text())
 def test_whatever_an_event_says_is_one_line(message: str) -> None:
-    text = Frame(_event(17, message=message.encode("utf-8", "replace").decode())).sse.decode()
+    text = Frame(an_event(17, message=message.encode("utf-8", "replace").decode())).sse.decode()
     first, second, third, *end = text.split("\n")
     assert (first, second, end) == ("id: 17", "event: log", ["", ""])
     assert "\r" not in text
     data = json.loads(third.removeprefix("data: "))
     assert data["progress"] == {"fraction": 0.3333, "items_done": 1, "items_total": 3}
-    line = json.loads(Frame(_event(17)).line)
+    line = json.loads(Frame(an_event(17)).line)
     assert {**line, "payload": data["payload"], "progress": data["progress"]} == data
 
 
 def test_an_event_is_serialised_once_for_all_its_readers() -> None:
-    frame = Frame(_event(1))
+    frame = Frame(an_event(1))
     assert frame.sse is frame.sse
     assert frame.line is frame.line
     assert next(pieces([frame.sse])) is frame.sse, "one event is sent without a copy"

@@ -15,10 +15,9 @@ from dreamforge.api.schemas import LogLine, Progress, StreamEvent
 from dreamforge.api.sse import KEEP_ALIVE, MEDIA_TYPE, RETRY, Frame, pieces, place_of
 from dreamforge.api.sse_response import LiveResponse
 from dreamforge.api.state import ApiState, State
-from dreamforge.api.tail import Page
+from dreamforge.api.tail import BATCH, Page, StreamBroken
 from dreamforge.api.tail_reading import Reading
-from dreamforge.api.views import log_line
-from dreamforge.errors import NotFound
+from dreamforge.errors import DatabaseUnavailable, NotFound
 from dreamforge.jobs.events import EventCode
 from dreamforge.store.events import EventFilter, EventRecord
 
@@ -68,12 +67,12 @@ async def get_job_logs(
         page = await _page(job_id, state, after=after)
         reading = _reading(job_id, state, after=after, page=page, wanted=wanted)
         return LiveResponse(_log(reading), media_type=NDJSON, stall=state.rules.streams.stall)
-    # Only whether there is such a job.
-    await _page(job_id, state, after=_NO_EVENT, may_be_ahead=True)
+    if await state.events.user_of(_identity(job_id)) != _USER:
+        raise _not_found()
     events = state.jobs.events(uuid.UUID(job_id), wanted)
     # Read before the answer begins: an error can still be told.
     first = await anext(events, None)
-    return StreamingResponse(_lines(first, events), media_type=NDJSON)
+    return LiveResponse(_lines(first, events), media_type=NDJSON, stall=state.rules.streams.stall)
 
 
 @router.get(
@@ -119,7 +118,7 @@ async def stream_job_progress(job_id: str, request: Request, state: State, after
     return LiveResponse(_events(reading), media_type=MEDIA_TYPE, stall=state.rules.streams.stall)
 
 
-async def _page(job_id: str, state: ApiState, *, after: int, may_be_ahead: bool = False) -> Page:
+async def _page(job_id: str, state: ApiState, *, after: int) -> Page:
     """The job's first page behind ``after``. Raises 404, and 400 for a place that the job has not come to.
 
     Whoever is ahead has an id of another job, or of a database that was put back: it would wait for ever.
@@ -127,7 +126,7 @@ async def _page(job_id: str, state: ApiState, *, after: int, may_be_ahead: bool 
     page = await state.tail.page(_identity(job_id), after=min(after, _NO_EVENT))
     if page is None or page.user_id != _USER:
         raise _not_found()
-    if after > page.last_seq and not may_be_ahead:
+    if after > page.last_seq:
         raise HttpError(400, f"There is no event {after} yet: the job's last one is {page.last_seq}.")
     return page
 
@@ -154,11 +153,19 @@ async def _log(reading: Reading) -> AsyncGenerator[bytes]:
                 yield piece
 
 
-async def _lines(first: EventRecord | None, events: AsyncIterator[EventRecord]) -> AsyncIterator[str]:
-    if first is not None:
-        yield log_line(first).model_dump_json() + "\n"
-    async for event in events:
-        yield log_line(event).model_dump_json() + "\n"
+async def _lines(first: EventRecord | None, events: AsyncIterator[EventRecord]) -> AsyncGenerator[bytes]:
+    held = [] if first is None else [Frame(first).line]
+    try:
+        async for event in events:
+            held.append(Frame(event).line)
+            if len(held) == BATCH:
+                for piece in pieces(held):
+                    yield piece
+                held = []
+    except DatabaseUnavailable as error:
+        raise StreamBroken("the database is away") from error
+    for piece in pieces(held):
+        yield piece
 
 
 def _identity(job_id: str) -> uuid.UUID:
