@@ -19,6 +19,8 @@ from urllib3.response import BaseHTTPResponse
 
 from dreamforge.errors import StorageUnavailable
 
+MOST_CONNECTIONS = 32
+"""Connections that are kept open; who asks for more at a time gets one that is used once."""
 _CONNECT_TIMEOUT = 2.0
 _PING_TIMEOUT = 2.0
 _REQUEST_TIMEOUT = 10.0
@@ -76,7 +78,9 @@ def _client(settings: BlobSettings, endpoint: str, *, read_timeout: float) -> Mi
         # Without a region the client asks the server for one, even to sign a URL.
         region=settings.region,
         http_client=urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=read_timeout), retries=False, maxsize=8
+            timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=read_timeout),
+            retries=False,
+            maxsize=MOST_CONNECTIONS,
         ),
     )
 

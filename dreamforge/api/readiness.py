@@ -23,10 +23,10 @@ class ReadinessChecks:
         self._probes = {
             "postgres": _Probe(state.jobs.ping, required=True),
             "redis": _Probe(
-                lambda: asyncio.to_thread(state.tickets[Lane.GPU].ping),
+                lambda: state.redis_threads.run(state.tickets[Lane.GPU].ping),
                 required=state.rules.redis_outage == "reject",
             ),
-            "s3": _Probe(lambda: asyncio.to_thread(state.blobs.ping), required=False),
+            "s3": _Probe(lambda: state.blob_threads.run(state.blobs.ping), required=False),
             "dispatcher": _Probe(
                 lambda: _expect_heartbeat(state, "dispatcher", "No dispatcher is running."), required=False
             ),

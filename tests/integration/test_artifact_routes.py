@@ -1,6 +1,8 @@
 """`/v1/artifacts`: an image's description, and its bytes by way of the store or of the service."""
 
+import asyncio
 import hashlib
+import os
 import socket
 import tracemalloc
 import uuid
@@ -13,6 +15,8 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
+from dreamforge import blobs
+from dreamforge.api.app import create_app
 from dreamforge.api.state import ApiState
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.models import NewModel
@@ -199,11 +203,47 @@ def test_a_store_that_goes_away_in_the_middle_cuts_the_answer_off(
                     pass
 
 
+def test_a_store_that_hangs_takes_its_readers_only_with_it(
+    database_url: str, redis_url: str, object_store: ObjectStore, model: NewModel, engine: Engine, relay: Relay,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert model
+    monkeypatch.setattr(blobs, "_REQUEST_TIMEOUT", 60.0)
+    store, begun = blobs_behind(relay, object_store), []
+    open_blob = store.open
+    monkeypatch.setattr(store, "open", lambda key: begun.append(key) or open_blob(key))
+    # As many as the threads of a loop that has but one pool of them.
+    threads = min(32, (os.cpu_count() or 1) + 4)
+
+    async def run() -> None:
+        app = create_app(api_state(database_url, redis_url, store))
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+            await client.post("/v1/jobs", json=GOOD)
+            (drawn,) = finish(engine, object_store.blobs(), count=1)
+            path = f"/v1/artifacts/{drawn.id}/content?redirect=false"
+            with relay.frozen():
+                readers = [asyncio.create_task(client.get(path)) for _ in range(40)]
+                while len(begun) < threads:
+                    await asyncio.sleep(0.02)
+                asking = asyncio.gather(client.post("/v1/jobs", json=GOOD), client.get("/readyz"))
+                done, _ = await asyncio.wait({asking, *readers}, return_when=asyncio.FIRST_COMPLETED)
+                assert done == {asking}
+                created, ready = await asking
+            assert {reader.status_code for reader in await asyncio.gather(*readers)} == {200}
+        await app.state.api.close()
+        assert (created.status_code, ready.status_code) == (201, 200)
+        checks = ready.json()["checks"]
+        assert [checks[name]["ok"] for name in ("postgres", "redis", "s3")] == [True, True, False]
+
+    asyncio.run(run())
+
+
 def test_the_routes_are_described(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     content = paths["/v1/artifacts/{artifact_id}/content"]
     assert set(content) == {"get", "head"}
-    assert set(content["get"]["responses"]) == {"200", "307", "404", "422", "503"}
+    assert set(content["get"]["responses"]) == {"200", "307", "403", "404", "422", "500", "503"}
     create = paths["/v1/jobs"]["post"]
     assert {parameter["name"] for parameter in create["parameters"]} == {"Idempotency-Key", "Prefer"}
     assert set(paths["/v1/jobs/{job_id}/retry"]["post"]["responses"]) >= {"202", "404", "409", "503"}

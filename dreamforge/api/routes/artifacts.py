@@ -1,6 +1,5 @@
 """`/v1/artifacts`: one finished image, and its bytes."""
 
-import asyncio
 import uuid
 from typing import Annotated
 
@@ -53,11 +52,11 @@ async def get_content(
     if redirect:
         url = artifact_view(row, blobs=state.blobs, ttl=state.rules.presign_ttl).url
         return RedirectResponse(url, status_code=307, headers={"Cache-Control": "no-store"})
-    blob = await asyncio.to_thread(state.blobs.open, row.s3_key)
+    blob = await state.blob_threads.run(state.blobs.open, row.s3_key)
     if blob.size != row.size_bytes:
         blob.close()
         raise StorageUnavailable("The object store has another object than the one that was stored.")
-    return BlobResponse(blob, headers=_headers(row))
+    return BlobResponse(blob, threads=state.blob_threads, headers=_headers(row))
 
 
 @router.head(
