@@ -1,6 +1,7 @@
 """Is everything there that jobs need? One time-limited check for each dependency, side by side."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from typing import Literal
@@ -10,6 +11,8 @@ from dreamforge.api.state import ApiState
 from dreamforge.errors import DreamForgeError
 from dreamforge.jobs.job import Lane
 from dreamforge.store.heartbeats import Heartbeat, read_heartbeats
+
+log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 2.0
 BEATS_MISSED = 3
@@ -71,7 +74,8 @@ class _Probe:
         error = asking.exception()
         if error is None or isinstance(error, DreamForgeError):
             return error.message if error else None
-        raise error
+        log.error("a readiness check failed", exc_info=error)
+        return "The check failed."
 
 
 async def _expect_heartbeat(state: ApiState, kind: str, missing: str) -> None:
