@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import ParseError
 
@@ -138,12 +138,16 @@ class Blobs:
             for key in keys:
                 self._asked.remove_object(self._bucket, key)
 
-    def presign(self, key: str, *, ttl: int, content_type: str, filename: str) -> str:
-        """A URL that reads the object for ``ttl`` seconds, without asking the store."""
+    def presign(self, key: str, *, ttl: int, content_type: str, filename: str, begin: datetime | None = None) -> str:
+        """A URL that reads the object for ``ttl`` seconds from ``begin`` on, which is now. The store is not asked.
+
+        ``begin`` is in UTC, and of whole seconds: what is less the URL does not tell.
+        """
         return self._public.presigned_get_object(
             self._bucket,
             key,
             expires=timedelta(seconds=ttl),
+            request_date=begin,
             response_headers={
                 "response-content-type": content_type,
                 "response-content-disposition": f'inline; filename="{filename}"',

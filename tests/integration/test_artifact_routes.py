@@ -7,8 +7,9 @@ import socket
 import tracemalloc
 import uuid
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
@@ -61,6 +62,13 @@ def test_one_image_is_described_as_in_the_list(client: TestClient, artifact: dic
         k: v for k, v in artifact.items() if k not in changing
     }
     assert httpx2.get(told.json()["url"]).content == b"image 0"
+
+
+def test_it_is_told_when_the_url_ends(artifact: dict[str, Any]) -> None:
+    signed = parse_qs(urlsplit(artifact["url"]).query)
+    begin = datetime.strptime(signed["X-Amz-Date"][0], "%Y%m%dT%H%M%S%z")
+    end = begin + timedelta(seconds=int(signed["X-Amz-Expires"][0]))
+    assert datetime.fromisoformat(artifact["url_expires_at"]) == end
 
 
 def test_the_content_is_at_the_store(client: TestClient, artifact: dict[str, Any]) -> None:
