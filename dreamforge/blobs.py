@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import ParseError
 
@@ -19,6 +19,8 @@ from urllib3.response import BaseHTTPResponse
 
 from dreamforge.errors import StorageUnavailable
 
+MOST_CONNECTIONS = 32
+"""Connections that are kept open; who asks for more at a time gets one that is used once."""
 _CONNECT_TIMEOUT = 2.0
 _PING_TIMEOUT = 2.0
 _REQUEST_TIMEOUT = 10.0
@@ -76,7 +78,9 @@ def _client(settings: BlobSettings, endpoint: str, *, read_timeout: float) -> Mi
         # Without a region the client asks the server for one, even to sign a URL.
         region=settings.region,
         http_client=urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=read_timeout), retries=False, maxsize=8
+            timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=read_timeout),
+            retries=False,
+            maxsize=MOST_CONNECTIONS,
         ),
     )
 
@@ -134,12 +138,16 @@ class Blobs:
             for key in keys:
                 self._asked.remove_object(self._bucket, key)
 
-    def presign(self, key: str, *, ttl: int, content_type: str, filename: str) -> str:
-        """A URL that reads the object for ``ttl`` seconds, without asking the store."""
+    def presign(self, key: str, *, ttl: int, content_type: str, filename: str, begin: datetime | None = None) -> str:
+        """A URL that reads the object for ``ttl`` seconds from ``begin`` on, which is now. The store is not asked.
+
+        ``begin`` is in UTC, and of whole seconds: what is less the URL does not tell.
+        """
         return self._public.presigned_get_object(
             self._bucket,
             key,
             expires=timedelta(seconds=ttl),
+            request_date=begin,
             response_headers={
                 "response-content-type": content_type,
                 "response-content-disposition": f'inline; filename="{filename}"',

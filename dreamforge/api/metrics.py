@@ -1,6 +1,7 @@
 """`/metrics`: the service's figures for Prometheus, counted in Postgres when they are asked for.
 
-A scrape meets any replica, so nothing here is counted in the process. The counts of what is stored go down when jobs
+A scrape meets any replica, so nothing here is counted in the process; but a replica keeps what it has counted for a
+while, and two may be as far apart as that. The counts of what is stored go down when jobs
 are deleted: they are gauges. While the database is away the answer is still 200, with `dreamforge_database_up` 0 and
 none of the others, so that an alert can tell "the database is away" from "the service is away".
 """
@@ -28,7 +29,10 @@ log = logging.getLogger(__name__)
 LIVE_SECONDS = 2.0
 """How old a replica's figures of what goes on may be."""
 TOTAL_SECONDS = 60.0
-"""How old its figures of the history may be: they cost more, and move less."""
+"""How old its figures of the history may be, and how long after a count that failed the next one begins: they cost
+more, and move less."""
+OLDEST_TOTAL_SECONDS = 600.0
+"""How old the last figures of the history are when they are no longer told, for want of newer ones."""
 PATIENCE = 4.0
 """Seconds for all queries of a scrape; Prometheus gives up after 10."""
 
@@ -37,10 +41,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """The figures of one scrape: of what goes on (None: the database is away), and the last known of the history."""
+    """The figures of one scrape: of what goes on (None: the database is away), and the last known of the history.
+
+    ``totals_age``: seconds since they were counted.
+    """
 
     live: LiveFigures | None
     totals: TotalFigures | None
+    totals_age: float
 
 
 class Metrics:
@@ -51,14 +59,16 @@ class Metrics:
 
     def __init__(self, statistics: StatisticsStore, *, alive_seconds: float) -> None:
         self._live = _Kept(statistics.live, seconds=LIVE_SECONDS)
-        self._totals = _Kept(statistics.totals, seconds=TOTAL_SECONDS)
+        self._totals = _Kept(statistics.totals, seconds=TOTAL_SECONDS, rest=TOTAL_SECONDS)
         self._alive_seconds = alive_seconds
 
     async def exposition(self, accept: str) -> tuple[bytes, str]:
         """Body and content type: OpenMetrics for those who accept it, else Prometheus' text."""
-        live, totals = await asyncio.gather(self._live.get(), self._totals.get())
+        live, _ = await asyncio.gather(self._live.get(), self._totals.get())
         registry = CollectorRegistry()
-        snapshot = Snapshot(live=live, totals=totals or self._totals.last)
+        age = self._totals.age
+        totals = self._totals.last if age <= OLDEST_TOTAL_SECONDS else None
+        snapshot = Snapshot(live=live, totals=totals, totals_age=age)
         registry.register(_Figures(snapshot, alive_seconds=self._alive_seconds))
         try:
             encode, content_type = choose_encoder(accept)
@@ -69,34 +79,46 @@ class Metrics:
 
 
 class _Kept(Generic[T]):
-    """A value that is counted anew once it is older than ``seconds``. A count that takes long goes on for the next."""
+    """A value that is counted anew once it is older than ``seconds``. A count that takes long goes on for the next.
 
-    def __init__(self, count: Callable[[], Coroutine[None, None, T]], *, seconds: float) -> None:
+    ``rest``: seconds from the beginning of a count that failed to the next one.
+    """
+
+    def __init__(self, count: Callable[[], Coroutine[None, None, T]], *, seconds: float, rest: float = 0.0) -> None:
         self._count = count
         self._seconds = seconds
-        self._counting: asyncio.Task[T] | None = None
-        self._begun_at = 0.0
+        self._rest = rest
+        self._counting: asyncio.Task[T | None] | None = None
+        self._due_at = 0.0
+        self._counted_at = 0.0
         self.last: T | None = None
+
+    @property
+    def age(self) -> float:
+        """Seconds since the counting of ``last`` began."""
+        return time.monotonic() - self._counted_at
 
     async def get(self) -> T | None:
         """The value, or None when it does not come in time or the database is away."""
-        is_old = time.monotonic() - self._begun_at > self._seconds
-        if self._counting is None or (self._counting.done() and is_old):
-            self._begun_at = time.monotonic()
-            self._counting = asyncio.create_task(self._count())
+        if self._counting is None or (self._counting.done() and time.monotonic() >= self._due_at):
+            self._counting = asyncio.create_task(self._keep())
             # One that ends after everybody has gone is nobody's error.
             self._counting.add_done_callback(lambda task: task.cancelled() or task.exception())
         counting = self._counting
         done, _ = await asyncio.wait({counting}, timeout=PATIENCE)
-        if not done:
-            return None
+        return counting.result() if done else None
+
+    async def _keep(self) -> T | None:
+        began = time.monotonic()
+        self._due_at = began + self._seconds
         try:
-            self.last = counting.result()
+            value = await self._count()
         except DatabaseUnavailable:
             log.warning("no figures: the database does not answer")
-            self._begun_at = 0.0
+            self._due_at = began + self._rest
             return None
-        return self.last
+        self.last, self._counted_at = value, began
+        return value
 
 
 class _Figures(Collector):
@@ -120,6 +142,11 @@ class _Figures(Collector):
             yield _gauge("dreamforge_failed_steps", "Stored failed steps by code.", ["code"], _by_one(totals.failures))
             yield GaugeMetricFamily("dreamforge_artifacts", "Stored images.", totals.artifacts)
             yield GaugeMetricFamily("dreamforge_artifacts_bytes", "Their size in bytes.", totals.artifact_bytes)
+            yield GaugeMetricFamily(
+                "dreamforge_totals_age_seconds",
+                "How long ago this replica counted what is over, and images.",
+                self._snapshot.totals_age,
+            )
         yield _gauge("dreamforge_jobs", "Stored jobs by status.", ["status"], _by_one(jobs))
         yield _gauge("dreamforge_steps", "Stored steps by lane and status.", ["lane", "status"], steps.items())
         yield from _of_backlog(live.backlog)

@@ -1,6 +1,7 @@
 """Is everything there that jobs need? One time-limited check for each dependency, side by side."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Coroutine
 from typing import Literal
@@ -10,6 +11,8 @@ from dreamforge.api.state import ApiState
 from dreamforge.errors import DreamForgeError
 from dreamforge.jobs.job import Lane
 from dreamforge.store.heartbeats import Heartbeat, read_heartbeats
+
+log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 2.0
 BEATS_MISSED = 3
@@ -23,10 +26,10 @@ class ReadinessChecks:
         self._probes = {
             "postgres": _Probe(state.jobs.ping, required=True),
             "redis": _Probe(
-                lambda: asyncio.to_thread(state.tickets[Lane.GPU].ping),
+                lambda: state.redis_threads.run(state.tickets[Lane.GPU].ping),
                 required=state.rules.redis_outage == "reject",
             ),
-            "s3": _Probe(lambda: asyncio.to_thread(state.blobs.ping), required=False),
+            "s3": _Probe(lambda: state.blob_threads.run(state.blobs.ping), required=False),
             "dispatcher": _Probe(
                 lambda: _expect_heartbeat(state, "dispatcher", "No dispatcher is running."), required=False
             ),
@@ -71,7 +74,8 @@ class _Probe:
         error = asking.exception()
         if error is None or isinstance(error, DreamForgeError):
             return error.message if error else None
-        raise error
+        log.error("a readiness check failed", exc_info=error)
+        return "The check failed."
 
 
 async def _expect_heartbeat(state: ApiState, kind: str, missing: str) -> None:

@@ -7,8 +7,9 @@ from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
 from dreamforge.api.tail import StreamRules, Tail
+from dreamforge.api.threads import Threads
 from dreamforge.api.waiting import JobEnds
-from dreamforge.blobs import Blobs
+from dreamforge.blobs import MOST_CONNECTIONS, Blobs
 from dreamforge.jobs.job import Lane
 from dreamforge.queue import TicketQueue, connect
 from dreamforge.store.events import EventFeed
@@ -37,7 +38,7 @@ class ApiRules:
 
 
 class ApiState:
-    """The stores of one replica."""
+    """The stores of one replica, and the threads in which those are asked that block."""
 
     def __init__(self, *, engine: AsyncEngine, blobs: Blobs, redis_url: str, rules: ApiRules) -> None:
         self.engine = engine
@@ -50,6 +51,8 @@ class ApiState:
         self.events = EventFeed(engine=engine)
         self.tail = Tail(feed=self.events, rules=rules.streams)
         self._redis = connect(redis_url)
+        self.blob_threads = Threads(name="blobs", most=MOST_CONNECTIONS)
+        self.redis_threads = Threads(name="redis", most=8)
         self.tickets = {lane: TicketQueue(redis=self._redis, lane=lane) for lane in Lane}
 
     def leave(self) -> None:
@@ -60,6 +63,8 @@ class ApiState:
     async def close(self) -> None:
         """End the streams, and give every connection back."""
         self.leave()
+        self.blob_threads.close()
+        self.redis_threads.close()
         self._redis.close()
         await self.engine.dispose()
 

@@ -1,6 +1,5 @@
 """From a request to a job in Postgres and a ticket in the queue; the same for a job that is queued again."""
 
-import asyncio
 import logging
 import uuid
 from dataclasses import dataclass
@@ -82,12 +81,12 @@ async def _new_job(request: CreateJob, state: ApiState, *, request_id: str, key:
 
 async def _require_queue(state: ApiState) -> None:
     if state.rules.redis_outage == "reject":
-        await asyncio.to_thread(state.tickets[Lane.GPU].ping)
+        await state.redis_threads.run(state.tickets[Lane.GPU].ping)
 
 
 async def _ring(ticket: Ticket, lane: Lane, state: ApiState) -> None:
     try:
-        await asyncio.to_thread(state.tickets[lane].push, ticket)
+        await state.redis_threads.run(state.tickets[lane].push, ticket)
     except QueueUnavailable:
         # The job is accepted: the outbox rings for it once Redis is back.
         log.warning("accepted a job while Redis is away", extra={"job_id": ticket.job_id})

@@ -56,11 +56,14 @@ def job_view(record: JobRecord) -> Job:
 
 def artifact_view(row: ArtifactRow, *, blobs: Blobs, ttl: int) -> Artifact:
     """The artifact, with a fresh presigned URL."""
+    # The URL counts from a whole second.
+    begin = datetime.now(UTC).replace(microsecond=0)
     url = blobs.presign(
         row.s3_key,
         ttl=ttl,
         content_type=CONTENT_TYPES[row.format],
         filename=artifact_filename(row),
+        begin=begin,
     )
     return Artifact(
         id=row.id,
@@ -76,7 +79,7 @@ def artifact_view(row: ArtifactRow, *, blobs: Blobs, ttl: int) -> Artifact:
         created_at=row.created_at,
         expires_at=row.expires_at,
         url=url,
-        url_expires_at=datetime.now(UTC) + timedelta(seconds=ttl),
+        url_expires_at=begin + timedelta(seconds=ttl),
         metadata=row.metadata_json,
     )
 

@@ -7,10 +7,10 @@ from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
 from psycopg.errors import ReadOnlySqlTransaction
-from sqlalchemy import Engine, create_engine, event, make_url
+from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from dreamforge.errors import DatabaseUnavailable
 from dreamforge.store.connections import DEADLINE, ImpatientConnection, PatientConnection
@@ -18,17 +18,21 @@ from dreamforge.store.connections import DEADLINE, ImpatientConnection, PatientC
 CONNECT_TIMEOUT = 2
 """Seconds to reach the server."""
 STATEMENT_TIMEOUT_MS = 10_000
+API_STATEMENT_TIMEOUT_MS = 2_000
+"""Of a statement that a client waits for: a little more than ``USE_SECONDS``, which is told more clearly."""
+CLIENT_CHECK_MS = 500
+"""How often the server looks whether anybody still waits for the statement that it is busy with."""
 POOL_TIMEOUT = 2.0
 """Seconds to wait for a free connection."""
 USE_SECONDS = 1.8
 """Seconds that one use of the database may take on the way to a client's answer, from the wait for a connection on."""
 
 
-def _connect_args(application: str) -> dict[str, object]:
+def _connect_args(application: str, *, statement_timeout_ms: int = STATEMENT_TIMEOUT_MS) -> dict[str, object]:
     return {
         "connect_timeout": CONNECT_TIMEOUT,
         "application_name": application,
-        "options": f"-c statement_timeout={STATEMENT_TIMEOUT_MS} -c timezone=UTC",
+        "options": f"-c statement_timeout={statement_timeout_ms} -c timezone=UTC",
         "keepalives_idle": 10,
         "keepalives_interval": 5,
         "keepalives_count": 3,
@@ -61,14 +65,20 @@ def _connect_patiently(_: object, __: object, arguments: tuple[Any, ...], option
 
 
 def open_async_engine(database_url: str, *, application: str, pool_size: int = 10) -> AsyncEngine:
-    """A pooled engine for an event loop: the API."""
+    """A pooled engine for an event loop: the API.
+
+    What ``in_time`` gives up the server gives up too: its statements are short, see ``allow_statements``, and end once
+    their client has gone.
+    """
+    arguments = _connect_args(application, statement_timeout_ms=API_STATEMENT_TIMEOUT_MS)
+    arguments["options"] = f"{arguments['options']} -c client_connection_check_interval={CLIENT_CHECK_MS}"
     return create_async_engine(
         driver_url(database_url),
         pool_size=pool_size,
         max_overflow=0,
         pool_timeout=POOL_TIMEOUT,
         pool_pre_ping=True,
-        connect_args={**_connect_args(application), "async_creator_fn": ImpatientConnection.connect},
+        connect_args={**arguments, "async_creator_fn": ImpatientConnection.connect},
     )
 
 
@@ -101,3 +111,9 @@ async def in_time(seconds: float = USE_SECONDS) -> AsyncGenerator[None]:
         raise DatabaseUnavailable from error
     finally:
         DEADLINE.reset(deadline)
+
+
+async def allow_statements(connection: AsyncConnection, *, seconds: float) -> None:
+    """Let each statement of this transaction take so long, on a connection of ``open_async_engine``."""
+    milliseconds = str(round(seconds * 1000))
+    await connection.execute(text("SELECT set_config('statement_timeout', :value, true)"), {"value": milliseconds})

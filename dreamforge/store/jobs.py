@@ -17,7 +17,7 @@ from dreamforge.jobs.plan import PlannedStep
 from dreamforge.store import events
 from dreamforge.store.cancellations import request_cancel
 from dreamforge.store.deletion import delete_job
-from dreamforge.store.engine import in_time
+from dreamforge.store.engine import allow_statements, in_time
 from dreamforge.store.eta import eta_seconds
 from dreamforge.store.idempotency import IdempotencyKey, clear_expired_key, job_of_key, require_same_request
 from dreamforge.store.listing import JobFilter, JobPlace, item_counts_of, page_of_jobs, steps_of
@@ -27,6 +27,8 @@ from dreamforge.store.tables import ArtifactRow, EventRow, ItemRow, JobRow, Step
 
 _EVENT_PAGE = 1000
 _KEY_TRIES = 3
+DELETION_DEADLINE = 10.0
+"""Seconds that it may take to delete a job, which may have very many events."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class JobStore:
 
     def __init__(self, *, engine: AsyncEngine) -> None:
         self._sessions = async_sessionmaker(engine, expire_on_commit=False)
+        # A job is read in several statements: of one moment, or its step would be over before it, or gone. That costs
+        # nothing: the level goes with the BEGIN.
+        of_one_moment = engine.execution_options(isolation_level="REPEATABLE READ")
+        self._reading = async_sessionmaker(of_one_moment, expire_on_commit=False)
 
     async def submit(self, new: NewJob) -> JobRecord:
         """Write the job, its steps, its items and `job.queued` in one transaction; the job as it is then.
@@ -95,18 +101,19 @@ class JobStore:
             async with in_time(), self._sessions.begin() as session:
                 if await _insert(session, new):
                     return await _record_of(session, new.id)
+                # Not of one moment: that moment would be before the other job was there.
                 if (earlier := await _replay(session, new)) is not None:
                     return earlier
         raise DatabaseUnavailable("The job that has this Idempotency-Key was just being deleted; try again.")
 
     async def replay(self, key: IdempotencyKey, *, user_id: str = "default") -> JobRecord | None:
         """The job that the key stands for, as it is now; None for a new key. Raises ``IdempotencyKeyReused``."""
-        async with in_time(), self._sessions() as session:
+        async with in_time(), self._reading() as session:
             return await _job_of_key(session, key, user_id=user_id)
 
     async def find(self, job_id: uuid.UUID, *, user_id: str = "default") -> JobRecord | None:
         """The job, or None when this user has no such job."""
-        async with in_time(), self._sessions() as session:
+        async with in_time(), self._reading() as session:
             job = await session.scalar(select(JobRow).where(JobRow.id == job_id, JobRow.user_id == user_id))
             if job is None:
                 return None
@@ -115,7 +122,7 @@ class JobStore:
 
     async def list(self, wanted: JobFilter, *, after: JobPlace | None, limit: int, user_id: str = "default") -> JobPage:
         """A page of this user's jobs behind ``after``, newest first."""
-        async with in_time(), self._sessions() as session:
+        async with in_time(), self._reading() as session:
             query = page_of_jobs(wanted, user_id=user_id, after=after, limit=limit + 1)
             rows: Sequence[JobRow] = (await session.scalars(query)).all()
             return JobPage(jobs=await _records(session, rows[:limit]), more=len(rows) > limit)
@@ -140,8 +147,10 @@ class JobStore:
 
         Raises ``Conflict`` for a job that is not over.
         """
-        async with in_time(), self._sessions.begin() as session:
-            connection = await session.connection()
+        async with in_time(DELETION_DEADLINE), self._sessions.begin() as session:
+            async with in_time():
+                connection = await session.connection()
+                await allow_statements(connection, seconds=DELETION_DEADLINE)
             return await connection.run_sync(delete_job, job_id, user_id=user_id)
 
     async def is_over(self, job_id: uuid.UUID) -> bool:
@@ -188,9 +197,9 @@ class JobStore:
             wanted = events.EventFilter(rows[-1].seq, wanted.levels, wanted.codes, wanted.item_index)
 
     async def ping(self) -> None:
-        """Return when Postgres answers."""
+        """Return when Postgres answers, and has tables."""
         async with in_time(), self._sessions() as session:
-            await session.execute(text("SELECT 1"))
+            await session.execute(text("SELECT FROM jobs LIMIT 0"))
 
 
 async def _insert(session: AsyncSession, new: NewJob) -> bool:

@@ -1,4 +1,4 @@
-"""Figures of the whole service, counted in Postgres: the same whichever replica counts them.
+"""Figures of the whole service, counted in Postgres: they do not depend on which replica counts, but on when.
 
 ``live`` touches what is not over yet, and heartbeats; its cost follows the backlog. ``totals`` touches everything that
 was ever made, by indices where there are some; its cost follows the history.
@@ -11,8 +11,11 @@ from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from dreamforge.jobs.job import JobStatus, Lane, StepStatus
-from dreamforge.store.engine import in_time
+from dreamforge.store.engine import allow_statements, in_time
 from dreamforge.store.heartbeats import Heartbeat, read_heartbeats
+
+TOTALS_DEADLINE = 8.0
+"""Seconds that counting the history may take. Nobody's answer waits so long for it."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,8 @@ class StatisticsStore:
 
     async def totals(self) -> TotalFigures:
         """What is over. The most expensive query here reads every artifact's row."""
-        async with in_time(), self._engine.connect() as connection:
+        async with in_time(TOTALS_DEADLINE), self._engine.connect() as connection:
+            await allow_statements(connection, seconds=TOTALS_DEADLINE)
             jobs = await _jobs(connection, [status for status in JobStatus if status.is_terminal])
             steps = await _steps(connection, [status for status in StepStatus if status.is_terminal])
             failures = (await connection.execute(text(_FAILURES))).all()

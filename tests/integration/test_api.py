@@ -115,6 +115,18 @@ def test_without_redis_a_job_is_accepted_or_refused_as_configured(
         assert connection.execute(text("SELECT count(*) FROM jobs")).scalar() == 1
 
 
+def test_a_database_without_tables_is_not_ready(
+    empty_database_url: str, redis_url: str, object_store: ObjectStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    with TestClient(make_app(empty_database_url, redis_url, object_store.blobs())) as client:
+        answer = client.get("/readyz")
+    assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
+    for name in ("postgres", "dispatcher", "gpu_nodes"):
+        check = answer.json()["checks"][name]
+        assert (check["ok"], check["message"]) == (False, "The check failed.")
+    assert any(record.exc_info and "jobs" in str(record.exc_info[1]) for record in caplog.records)
+
+
 def test_without_postgres_every_route_says_so(redis_url: str, object_store: ObjectStore) -> None:
     nowhere = "postgresql://u:p@127.0.0.1:1/d"
     with TestClient(make_app(nowhere, redis_url, object_store.blobs())) as client:

@@ -1,18 +1,23 @@
 """`/v1/artifacts`: an image's description, and its bytes by way of the store or of the service."""
 
+import asyncio
 import hashlib
+import os
 import socket
 import tracemalloc
 import uuid
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
+from dreamforge import blobs
+from dreamforge.api.app import create_app
 from dreamforge.api.state import ApiState
 from dreamforge.blobs import Blob
 from dreamforge.embedded.object_store import ObjectStore
@@ -58,6 +63,13 @@ def test_one_image_is_described_as_in_the_list(client: TestClient, artifact: dic
         k: v for k, v in artifact.items() if k not in changing
     }
     assert httpx2.get(told.json()["url"]).content == b"image 0"
+
+
+def test_it_is_told_when_the_url_ends(artifact: dict[str, Any]) -> None:
+    signed = parse_qs(urlsplit(artifact["url"]).query)
+    begin = datetime.strptime(signed["X-Amz-Date"][0], "%Y%m%dT%H%M%S%z")
+    end = begin + timedelta(seconds=int(signed["X-Amz-Expires"][0]))
+    assert datetime.fromisoformat(artifact["url_expires_at"]) == end
 
 
 def test_the_content_is_at_the_store(client: TestClient, artifact: dict[str, Any]) -> None:
@@ -237,6 +249,42 @@ def test_a_store_that_goes_away_in_the_middle_cuts_the_answer_off(
             with relay.refusing(), pytest.raises(httpx2.RemoteProtocolError):
                 for _ in chunks:
                     pass
+
+
+def test_a_store_that_hangs_takes_its_readers_only_with_it(
+    database_url: str, redis_url: str, object_store: ObjectStore, model: NewModel, engine: Engine, relay: Relay,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert model
+    monkeypatch.setattr(blobs, "_REQUEST_TIMEOUT", 60.0)
+    store, begun = blobs_behind(relay, object_store), []
+    open_blob = store.open
+    monkeypatch.setattr(store, "open", lambda key: begun.append(key) or open_blob(key))
+    # As many as the threads of a loop that has but one pool of them.
+    threads = min(32, (os.cpu_count() or 1) + 4)
+
+    async def run() -> None:
+        app = create_app(api_state(database_url, redis_url, store))
+        transport = httpx2.ASGITransport(app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://localhost", timeout=60) as client:
+            await client.post("/v1/jobs", json=GOOD)
+            (drawn,) = finish(engine, object_store.blobs(), count=1)
+            path = f"/v1/artifacts/{drawn.id}/content?redirect=false"
+            with relay.frozen():
+                readers = [asyncio.create_task(client.get(path)) for _ in range(40)]
+                while len(begun) < threads:
+                    await asyncio.sleep(0.02)
+                asking = asyncio.gather(client.post("/v1/jobs", json=GOOD), client.get("/readyz"))
+                done, _ = await asyncio.wait({asking, *readers}, return_when=asyncio.FIRST_COMPLETED)
+                assert done == {asking}
+                created, ready = await asking
+            assert {reader.status_code for reader in await asyncio.gather(*readers)} == {200}
+        await app.state.api.close()
+        assert (created.status_code, ready.status_code) == (201, 200)
+        checks = ready.json()["checks"]
+        assert [checks[name]["ok"] for name in ("postgres", "redis", "s3")] == [True, True, False]
+
+    asyncio.run(run())
 
 
 def test_the_routes_are_described(client: TestClient) -> None:

@@ -18,7 +18,8 @@ from dreamforge.api.state import ApiRules, ApiState
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.errors import DatabaseUnavailable
 from dreamforge.store import connections
-from dreamforge.store.engine import database_errors, open_async_engine, open_engine
+from dreamforge.store import engine as engines
+from dreamforge.store.engine import allow_statements, database_errors, open_async_engine, open_engine
 from tests.integration.factories import Jobs, a_job, a_model
 from tests.relay import Relay
 from tests.service import wait_for
@@ -191,11 +192,43 @@ def test_a_server_that_stops_before_the_end_of_a_transaction_is_left(
         wait_for(lambda: relay.connections == 0, seconds=10, what="the end of every connection")
 
 
-async def _until_somebody_waits(database_url: str) -> None:
+async def _until_somebody_waits(database_url: str, *, somebody: bool = True) -> None:
     query = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
     async with asyncio.timeout(30), await psycopg.AsyncConnection.connect(database_url, autocommit=True) as watcher:
-        while (await (await watcher.execute(query)).fetchone() or (0,))[0] == 0:
+        while ((await (await watcher.execute(query)).fetchone() or (0,))[0] > 0) is not somebody:
             await asyncio.sleep(0.02)
+
+
+def test_the_server_gives_up_what_nobody_waits_for(
+    database_url: str, app_over: Callable[[str], FastAPI], job_id: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engines, "API_STATEMENT_TIMEOUT_MS", 100_000)
+    app = app_over(database_url)
+
+    async def run() -> None:
+        async with _client(app) as client:
+            with psycopg.connect(database_url) as other:
+                other.execute("LOCK TABLE jobs")
+                asked = asyncio.create_task(client.get(f"/v1/jobs/{job_id}"))
+                await _until_somebody_waits(database_url)
+                assert (await asked).status_code == 503
+                await _until_somebody_waits(database_url, somebody=False)
+
+    asyncio.run(run())
+
+
+def test_statements_are_short_but_in_a_transaction_that_asks_for_more(database_url: str) -> None:
+    async def run() -> list[str]:
+        engine, told = open_async_engine(database_url, application="tests", pool_size=1), []
+        for seconds in (None, 8.5, None):
+            async with engine.begin() as connection:
+                if seconds is not None:
+                    await allow_statements(connection, seconds=seconds)
+                told.append((await connection.execute(text("SHOW statement_timeout"))).scalar_one())
+        await engine.dispose()
+        return told
+
+    assert asyncio.run(run()) == ["2s", "8500ms", "2s"]
 
 
 @contextlib.contextmanager

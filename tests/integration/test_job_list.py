@@ -114,6 +114,18 @@ def test_the_index_answers_a_page_far_down(engine: Engine, model: NewModel) -> N
     assert "Sort" not in plan
 
 
+def test_the_index_answers_the_page_of_one_model(engine: Engine, model: NewModel) -> None:
+    _write(engine, a_model(engine, name="popular"), count=5000, created_at="now() - n * interval '1 second'")
+    _write(engine, model, count=200, created_at=f"timestamptz '{START}' + n * interval '1 second'")
+    query = page_of_jobs(JobFilter(model_ids=(model.id,)), user_id="default", after=None, limit=51)
+    compiled = query.compile(dialect=postgresql.dialect(), compile_kwargs={"literal_binds": True})
+    with engine.begin() as connection:
+        connection.execute(text("ANALYZE jobs"))
+        plan = "\n".join(connection.exec_driver_sql(f"EXPLAIN {compiled}").scalars())
+    assert "ix_jobs_model_id_created_at_id" in plan
+    assert "Sort" not in plan
+
+
 def test_the_newest_comes_first_and_pages_go_on_by_cursor(client: TestClient) -> None:
     posted = [client.post("/v1/jobs", json=GOOD).json() for _ in range(5)]
     newest_first = [job["id"] for job in reversed(posted)]

@@ -3,15 +3,21 @@
 import os
 import subprocess
 import sys
+import uuid
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+import psycopg
 import pytest
-from sqlalchemy import create_engine, text
+from sqlalchemy import BigInteger, DateTime, Integer, MetaData, Table, Uuid, create_engine, select, text
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.engine import Connection
+from sqlalchemy.types import TypeEngine
 
-from dreamforge.store import migrate
+from dreamforge.errors import DatabaseUnavailable
+from dreamforge.store import migrate, tables
 from dreamforge.store.engine import driver_url
-from dreamforge.store.tables import Table
 
 pytestmark = pytest.mark.every_server
 
@@ -35,9 +41,9 @@ def _shape(connection: Connection) -> dict[str, set[tuple[str, ...]]]:
 def test_migrations_and_tables_do_not_drift(empty_database_url: str) -> None:
     engine = create_engine(driver_url(empty_database_url))
     with engine.begin() as connection:
-        Table.metadata.create_all(connection)
+        tables.Table.metadata.create_all(connection)
         declared = _shape(connection)
-        Table.metadata.drop_all(connection)
+        tables.Table.metadata.drop_all(connection)
     migrate.upgrade(empty_database_url)
     with engine.begin() as connection:
         migrated = _shape(connection)
@@ -60,6 +66,58 @@ def test_down_leaves_nothing_and_up_works_again(empty_database_url: str) -> None
 
 def test_a_second_upgrade_changes_nothing(database_url: str) -> None:
     migrate.upgrade(database_url)
+
+
+def test_data_of_the_first_version_is_kept(empty_database_url: str) -> None:
+    migrate.upgrade(empty_database_url, "0001")
+    engine = create_engine(driver_url(empty_database_url))
+    metadata = MetaData()
+    with engine.begin() as connection:
+        metadata.reflect(connection)
+        kept = [table for table in metadata.sorted_tables if table.name != "alembic_version"]
+        for table in kept:
+            connection.execute(table.insert().values(_row_of(table)))
+    migrate.upgrade(empty_database_url)
+    with engine.begin() as connection:
+        for table in kept:
+            assert connection.execute(select(*table.columns)).one(), table.name
+    engine.dispose()
+
+
+def _row_of(table: Table) -> dict[str, Any]:
+    """A value for every column that must have one: the same id everywhere, so that rows belong together."""
+    words = {"type": "generate", "status": "queued", "priority": "normal", "lane": "gpu", "kind": "api", "count": 1}
+    values: dict[str, Any] = {}
+    for column in table.columns:
+        if column.name in words and (table.name, column.name) != ("items", "status"):
+            values[column.name] = words[column.name]
+        elif isinstance(column.type, Uuid):
+            values[column.name] = uuid.UUID(int=1)
+        elif column.server_default is None and column.identity is None and not column.nullable:
+            values[column.name] = _value_of(column.type)
+    return values
+
+
+def _value_of(type: TypeEngine[Any]) -> Any:
+    if isinstance(type, JSONB):
+        return {}
+    if isinstance(type, ARRAY):
+        return []
+    if isinstance(type, DateTime):
+        return datetime.now(UTC)
+    return 1 if isinstance(type, Integer | BigInteger) else "word"
+
+
+def test_a_lock_that_others_hold_is_not_waited_for_without_a_word(
+    empty_database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    migrate.upgrade(empty_database_url, "0001")
+    monkeypatch.setattr(migrate, "LOCK_TIMEOUT", 1)
+    with psycopg.connect(empty_database_url) as other:
+        other.execute("LOCK TABLE jobs")
+        with pytest.raises(DatabaseUnavailable, match="another session holds its lock"):
+            migrate.upgrade(empty_database_url)
+    migrate.upgrade(empty_database_url)
 
 
 def _alembic(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -1,11 +1,12 @@
 """Jobs, claims, leases and endings over a real Postgres."""
 
+import asyncio
 import threading
 import uuid
 from dataclasses import replace
 
 import pytest
-from sqlalchemy import Engine
+from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import IntegrityError
 
 from dreamforge.errors import DatabaseUnavailable, LeaseLost
@@ -15,9 +16,12 @@ from dreamforge.jobs.outcome import Failure, Outcome
 from dreamforge.store.attempts import AttemptStore
 from dreamforge.store.claims import ClaimStore
 from dreamforge.store.endings import EndingStore
-from dreamforge.store.engine import open_engine
+from dreamforge.store.engine import open_async_engine, open_engine
 from dreamforge.store.events import EventFilter
 from dreamforge.store.fence import Fence
+from dreamforge.store.idempotency import IdempotencyKey
+from dreamforge.store.jobs import JobRecord, JobStore
+from dreamforge.store.listing import JobFilter
 from tests.integration.factories import Jobs, a_job, a_model, an_artifact, claim, claimed
 
 pytestmark = pytest.mark.every_server
@@ -221,6 +225,62 @@ def test_events_are_filtered_by_level_code_item_and_place(engine: Engine, jobs: 
     assert [event.payload for event in jobs.events(new.id, EventFilter(item_index=1))] == [{"item_index": 1, "seed": 1}]
     assert len(jobs.events(new.id, EventFilter(codes=("item.started",)))) == 2
     assert [event.seq for event in jobs.events(new.id, EventFilter(after=3))] == [4]
+
+
+@pytest.mark.parametrize("way", ["find", "list", "replay"])
+def test_a_job_is_read_as_it_was_at_one_moment(engine: Engine, jobs: Jobs, database_url: str, way: str) -> None:
+    key = IdempotencyKey(key_hash="hash", fingerprint="print", ttl=60)
+    new = replace(a_job(a_model(engine)), key=key)
+    jobs.submit(new)
+    fence = claimed(engine).fence
+    begun: list[str] = []
+
+    def go_on(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        """After the first statement the step ends, before the second."""
+        begun.append(statement)
+        if len(begun) == 1:
+            attempt = AttemptStore(engine=engine, fence=fence)
+            attempt.publish(an_artifact(0))
+            attempt.report(Outcome(None), metadata={})
+            EndingStore(engine=engine).finalize(fence)
+
+    async def read() -> JobRecord | None:
+        reading = open_async_engine(database_url, application="tests")
+        store = JobStore(engine=reading)
+        event.listen(reading.sync_engine, "after_cursor_execute", go_on)
+        try:
+            if way == "list":
+                return (await store.list(JobFilter(), after=None, limit=1)).jobs[0]
+            return await (store.find(new.id) if way == "find" else store.replay(key))
+        finally:
+            await reading.dispose()
+
+    record = asyncio.run(read())
+    assert record is not None
+    assert (record.job.status, [step.status for step in record.steps]) == ("running", ["running"])
+    after = jobs.find(new.id)
+    assert (after.job.status, [step.status for step in after.steps]) == ("succeeded", ["succeeded"])
+
+
+def test_a_deletion_has_more_time_than_a_read(engine: Engine, jobs: Jobs, database_url: str) -> None:
+    new = a_job(a_model(engine))
+    jobs.submit(new)
+    jobs.cancel(new.id)
+
+    async def delete() -> bool:
+        deleting = open_async_engine(database_url, application="tests")
+        task = asyncio.create_task(JobStore(engine=deleting).delete(new.id))
+        await asyncio.wait({task}, timeout=2.5)
+        assert not task.done(), "longer than a statement of the API may take"
+        locking.rollback()
+        try:
+            return await task is not None
+        finally:
+            await deleting.dispose()
+
+    with engine.connect() as locking:
+        locking.execute(text("LOCK TABLE events"))
+        assert asyncio.run(delete())
 
 
 def test_a_database_that_is_away_says_so() -> None:

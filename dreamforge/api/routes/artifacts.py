@@ -1,6 +1,5 @@
 """`/v1/artifacts`: one finished image, and its bytes."""
 
-import asyncio
 import uuid
 from typing import Annotated
 
@@ -65,7 +64,7 @@ async def get_content(
     if is_known(request, _tag(row)):
         return _not_modified(row)
     try:
-        blob = await asyncio.to_thread(state.blobs.open, row.s3_key)
+        blob = await state.blob_threads.run(state.blobs.open, row.s3_key)
     except StorageUnavailable as error:
         if error.details.get("code") == "NoSuchKey":
             # Its job may have been deleted since.
@@ -74,7 +73,7 @@ async def get_content(
     if blob.size != row.size_bytes:
         blob.close()
         raise StorageUnavailable("The object store has another object than the one that was stored.")
-    return BlobResponse(blob, headers=_headers(row))
+    return BlobResponse(blob, threads=state.blob_threads, headers=_headers(row))
 
 
 @router.head(

@@ -35,7 +35,10 @@ async def readyz(request: Request, response: Response) -> Readiness:
 
 @router.get("/metrics", operation_id="get_metrics", summary="Figures for Prometheus", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
-    """Jobs, steps, the queue, images, heartbeats: counted in Postgres, and so the same from every replica.
+    """Jobs, steps, the queue, images, heartbeats: counted in Postgres, and so of the whole service.
+
+    A replica's figures of what goes on are 2 s old at most, and those of what is over as old as
+    `dreamforge_totals_age_seconds` says, 60 s as a rule: so far may two replicas differ.
 
     Prometheus' text format, or OpenMetrics for those who accept it. While the database is away: 200, with
     `dreamforge_database_up` 0 and without the figures.

@@ -1,6 +1,5 @@
 """`/v1/jobs`."""
 
-import asyncio
 import logging
 import uuid
 from typing import Annotated
@@ -166,7 +165,7 @@ async def delete_job(job_id: str, state: State) -> None:
     if keys is None:
         raise NotFound(_NO_JOB)
     try:
-        await asyncio.to_thread(state.blobs.remove, keys)
+        await state.blob_threads.run(state.blobs.remove, keys)
     except StorageUnavailable as error:
         # The rows are gone and so is the job: what is left in the bucket has no row, and is swept up by that.
         log.warning(
