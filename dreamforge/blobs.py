@@ -3,6 +3,7 @@
 import contextlib
 import io
 import re
+import threading
 import uuid
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -90,18 +91,21 @@ class Blob:
 
     def __init__(self, answer: BaseHTTPResponse) -> None:
         self._answer = answer
+        # A read that ends while another thread closes would give an open connection back, with what was not read in it.
+        self._lock = threading.Lock()
         self.size = int(answer.headers.get("Content-Length") or -1)
 
     def read(self, most: int) -> bytes:
         """The next bytes, at most so many; none at the end. Raises ``StorageUnavailable`` when the store goes away."""
-        with _storage_errors():
+        with self._lock, _storage_errors():
             return self._answer.read(most)
 
     def close(self) -> None:
         """Give the connection back: to be used again when everything was read, else closed."""
-        with contextlib.suppress(HTTPError, OSError, ValueError):
-            self._answer.close()
-        self._answer.release_conn()
+        with self._lock:
+            with contextlib.suppress(HTTPError, OSError, ValueError):
+                self._answer.close()
+            self._answer.release_conn()
 
 
 class Blobs:

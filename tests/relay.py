@@ -1,7 +1,6 @@
 """A TCP relay in front of a real server, to take the server away from one client and leave it to all others."""
 
 import contextlib
-import selectors
 import socket
 import threading
 from collections.abc import Generator
@@ -9,6 +8,7 @@ from typing import Self
 from urllib.parse import urlsplit, urlunsplit
 
 _CHUNK = 65536
+_LOOK_SECONDS = 0.05
 
 
 class Relay:
@@ -18,12 +18,12 @@ class Relay:
         self._target = target
         self._listener = self._listen(0)
         self.port: int = self._listener.getsockname()[1]
-        self._pairs: dict[socket.socket, socket.socket] = {}
+        self._pairs: set[tuple[socket.socket, socket.socket]] = set()
         self._lock = threading.Lock()
         self._flows = threading.Event()
         self._flows.set()
         self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="relay", daemon=True)
+        self._thread = threading.Thread(target=self._accept, name="relay", daemon=True)
 
     @classmethod
     def before(cls, url: str) -> "Relay":
@@ -36,14 +36,15 @@ class Relay:
     def moved(self, url: str) -> str:
         """The URL with the relay in the server's place."""
         parts = urlsplit(url)
-        return urlunsplit(parts._replace(netloc=f"{parts.netloc.rpartition('@')[0]}@127.0.0.1:{self.port}"))
+        user, at, _ = parts.netloc.rpartition("@")
+        return urlunsplit(parts._replace(netloc=f"{user}{at}127.0.0.1:{self.port}"))
 
     @contextlib.contextmanager
     def refusing(self) -> Generator[None]:
         """In the block nobody listens, and what was connected is cut off: the server has died."""
         with self._lock:
             self._listener.close()
-            self._cut()
+        self._cut()
         try:
             yield
         finally:
@@ -62,7 +63,7 @@ class Relay:
     @property
     def connections(self) -> int:
         """How many clients are connected."""
-        return len(self._pairs) // 2
+        return len(self._pairs)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -72,59 +73,55 @@ class Relay:
         self._ended.set()
         self._flows.set()
         self._thread.join()
-        with self._lock:
-            self._listener.close()
-            self._cut()
+        self._listener.close()
+        self._cut()
 
     @staticmethod
     def _listen(port: int) -> socket.socket:
         listener = socket.create_server(("127.0.0.1", port), backlog=128)
-        listener.setblocking(False)
+        listener.settimeout(_LOOK_SECONDS)
         return listener
 
     def _cut(self) -> None:
-        for one in self._pairs:
-            one.close()
-        self._pairs.clear()
+        for pair in list(self._pairs):
+            self._end(pair)
 
-    def _run(self) -> None:
-        while not self._ended.is_set():
-            self._flows.wait()
-            with self._lock, selectors.DefaultSelector() as ready:
-                for one in (self._listener, *self._pairs):
-                    if one.fileno() >= 0:
-                        ready.register(one, selectors.EVENT_READ)
-                chosen = [key.fileobj for key, _ in ready.select(0.01)]
-                for one in chosen:
-                    assert isinstance(one, socket.socket)
-                    if one is self._listener:
-                        self._accept()
-                    elif one in self._pairs:
-                        self._pass_on(one)
+    def _end(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        # The threads that wait for the two notice, and the last of them closes.
+        for one in pair:
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
 
     def _accept(self) -> None:
-        try:
-            client, _ = self._listener.accept()
-        except OSError:
-            return  # it has gone already
-        try:
-            server = socket.create_connection(self._target)
-        except OSError:
-            client.close()
-            return
-        client.setblocking(True)
-        self._pairs |= {client: server, server: client}
+        while not self._ended.is_set():
+            self._flows.wait()
+            try:
+                with self._lock:
+                    client, _ = self._listener.accept()
+                client.settimeout(None)
+                server = socket.create_connection(self._target)
+            except OSError:
+                # Nobody has come, nobody listens, or the server has gone.
+                self._ended.wait(_LOOK_SECONDS / 10)
+                continue
+            pair = (client, server)
+            self._pairs.add(pair)
+            threading.Thread(target=self._pass_both, args=(pair,), name="relay", daemon=True).start()
 
-    def _pass_on(self, one: socket.socket) -> None:
-        other = self._pairs[one]
-        data = b""
+    def _pass_both(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        client, server = pair
+        back = threading.Thread(target=self._pass_on, args=(server, client, pair), name="relay", daemon=True)
+        back.start()
+        self._pass_on(client, server, pair)
+        back.join()
+        for one in pair:
+            one.close()
+        self._pairs.discard(pair)
+
+    def _pass_on(self, one: socket.socket, other: socket.socket, pair: tuple[socket.socket, socket.socket]) -> None:
         with contextlib.suppress(OSError):
-            data = one.recv(_CHUNK)
-        try:
-            if not data:
-                raise OSError("closed")
-            other.sendall(data)
-        except OSError:
-            for end in (one, other):
-                self._pairs.pop(end, None)
-                end.close()
+            while data := one.recv(_CHUNK):
+                self._flows.wait()
+                other.sendall(data)
+        self._flows.wait()
+        self._end(pair)
