@@ -254,7 +254,7 @@ def test_the_routes_are_described(client: TestClient) -> None:
     paths = client.get("/openapi.json").json()["paths"]
     listing, cancel = paths["/v1/jobs"]["get"], paths["/v1/jobs/{job_id}/cancel"]["post"]
     assert (listing["operationId"], cancel["operationId"]) == ("list_jobs", "cancel_job")
-    assert set(listing["responses"]) == {"200", "400", "403", "422", "500", "503"}
+    assert set(listing["responses"]) == {"200", "400", "403", "408", "422", "500", "503"}
     assert set(cancel["responses"]) >= {"200", "202", "404", "503"}
     names = {parameter["name"] for parameter in listing["parameters"]}
     assert names == {"status", "type", "model_id", "created_after", "created_before", "limit", "cursor"}
