@@ -103,7 +103,8 @@ def test_killed_outright_it_takes_its_servers_along(own_stack: RunningStack) -> 
     family = own_stack.family()
     own_stack.send(signal.SIGKILL)
     own_stack.wait_for_end()
-    wait_for(lambda: not _living(family), seconds=30, what="the servers' end", instead=lambda: _living(family))
+    # Ray's agents look for their raylet only now and then.
+    wait_for(lambda: not _living(family), seconds=90, what="the servers' end", instead=lambda: _living(family))
     wait_for(lambda: not _marked(own_stack), what="the workers' end", instead=lambda: _marked(own_stack))
 
 
