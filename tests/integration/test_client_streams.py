@@ -6,39 +6,18 @@ import random
 import socket
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 
 from dreamforge.client import ApiError, Client, UnexpectedAnswer
-from dreamforge.embedded.object_store import ObjectStore
-from dreamforge.store.engine import open_engine
-from tests.integration.factories import a_model
 from tests.integration.live_api import LiveApi, end_abruptly, happen
 from tests.integration.test_client import _Awaited as Awaited  # pyright: ignore[reportPrivateUsage]
 from tests.relay import Relay
 from tests.service import wait_for
 
 pytestmark = pytest.mark.timeout(200)
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = open_engine(database_url, application="tests")
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE jobs, models CASCADE"))
-    a_model(engine, name="tiny")
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def api(database_url: str, redis_url: str, object_store: ObjectStore, engine: Engine) -> Iterator[LiveApi]:
-    assert engine
-    with LiveApi(database_url=database_url, redis_url=redis_url, blobs=object_store.blobs()) as api:
-        yield api
 
 
 def _client(kind: str, url: str) -> Any:

@@ -1,39 +1,18 @@
 """Progress of a job and its images, as an attempt gets on."""
 
 import uuid
-from collections.abc import Iterator
 from typing import Any
 
 import httpx2
-import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import Engine
 from uuid6 import uuid7
 
-from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.jobs.events import ItemProgress, ItemStarted
 from dreamforge.jobs.outcome import Failure, Outcome
 from dreamforge.store.attempts import AttemptStore, NewArtifact
 from dreamforge.store.endings import EndingStore
-from dreamforge.store.engine import open_engine
-from tests.integration.factories import a_model, claim
+from tests.integration.factories import claim
 from tests.integration.live_api import Follower, LiveApi
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = open_engine(database_url, application="tests")
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE jobs, models CASCADE"))
-    a_model(engine, name="tiny")
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def api(database_url: str, redis_url: str, object_store: ObjectStore, engine: Engine) -> Iterator[LiveApi]:
-    assert engine
-    with LiveApi(database_url=database_url, redis_url=redis_url, blobs=object_store.blobs()) as api:
-        yield api
 
 
 def _artifact(index: int) -> NewArtifact:
