@@ -161,6 +161,6 @@ def test_servers_of_one_s_own_are_used_instead_of_embedded_ones(
         assert artifact["url"].startswith(f"{object_store.endpoint}/of-my-own/")
         assert httpx2.get(artifact["url"]).status_code == 200
         with psycopg.connect(empty_database_url) as connection:
-            assert connection.execute("SELECT count(*) FROM jobs WHERE status = 'succeeded'").fetchone() == (2,)
+            assert connection.execute("SELECT count(*) FROM jobs WHERE status = 'succeeded'").fetchone() == (1,)
     finally:
         stack.kill()
