@@ -5,6 +5,8 @@ PYTHON ?= $(or $(shell command -v python3.11),python3)
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# A stack has many processes, and each would compile the same modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: run test check fix openapi bench clean
 

@@ -18,7 +18,6 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import psutil
 import yaml
 
@@ -26,6 +25,7 @@ from dreamforge.embedded.ports import free_port
 from dreamforge.embedded.process import Program, ServerProcess
 from dreamforge.embedded.ray_head import authorization
 from tests.service import Service, wait_for
+from tests.web import web
 
 ROOT = Path(__file__).parent.parent
 _HAPROXY_FILES = {
@@ -224,7 +224,7 @@ class RayCluster(Service):
 
     def ray_nodes(self) -> list[dict[str, Any]]:
         """The nodes as Ray's dashboard lists them, dead ones too."""
-        answer = httpx2.get(
+        answer = web.get(
             f"{self.dashboard_url}/api/v0/nodes?detail=true", headers=authorization(self.token), timeout=30
         )
         return answer.raise_for_status().json()["data"]["result"]["result"]

@@ -7,6 +7,8 @@ from typing import Any
 
 import httpx2
 
+from tests.web import web
+
 OVER = {"succeeded", "failed", "cancelled"}
 
 
@@ -27,11 +29,11 @@ class Service:
 
     def post(self, **body: Any) -> httpx2.Response:
         """Post a generate job."""
-        return httpx2.post(f"{self.base_url}/v1/jobs", json={"type": "generate", **body}, timeout=10)
+        return web.post(f"{self.base_url}/v1/jobs", json={"type": "generate", **body}, timeout=10)
 
     def get(self, path: str) -> httpx2.Response:
         """Get a path of the API."""
-        return httpx2.get(f"{self.base_url}{path}", timeout=10)
+        return web.get(f"{self.base_url}{path}", timeout=10)
 
     def run(self, **body: Any) -> dict[str, Any]:
         """Post a job and wait for its end; the job."""

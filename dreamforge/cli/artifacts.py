@@ -11,7 +11,7 @@ from dreamforge.cli.image_files import ImageFile, ImageFiles
 from dreamforge.cli.service import JsonOption, UrlOption, print_json, service
 from dreamforge.client import ApiError, Client
 
-artifacts = typer.Typer(help="Get images of jobs as files.", no_args_is_help=True)
+artifacts = typer.Typer(help="Get images of jobs as files.", no_args_is_help=True, add_completion=False)
 
 _Ids = Annotated[list[str], typer.Argument(metavar="ID...", help="Jobs' or images' ids, whole.", show_default=False)]
 _Folder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to save them.")]

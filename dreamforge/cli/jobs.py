@@ -22,7 +22,9 @@ from dreamforge.client.flows import OVER
 from dreamforge.jobs.events import EventCode, Level
 from dreamforge.jobs.job import JobStatus
 
-jobs = typer.Typer(help="Look at jobs, read their logs, cancel, retry and delete them.", no_args_is_help=True)
+jobs = typer.Typer(
+    help="Look at jobs, read their logs, cancel, retry and delete them.", no_args_is_help=True, add_completion=False
+)
 
 _LARGEST_PAGE = 200
 _OTHER_COLUMNS = 74

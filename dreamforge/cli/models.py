@@ -6,7 +6,7 @@ from rich.table import Table
 from dreamforge.cli.service import JsonOption, UrlOption, print_json, service, stdout_console
 from dreamforge.cli.wording import size
 
-models = typer.Typer(help="The models of the service.", no_args_is_help=True)
+models = typer.Typer(help="The models of the service.", no_args_is_help=True, add_completion=False)
 
 
 @models.callback()

@@ -84,15 +84,14 @@ class RayHead:
 
         def answers() -> bool:
             try:
-                response = httpx2.get(
-                    f"{self.dashboard_url}/api/version", headers=authorization(self.token()), timeout=2
-                )
-                version.append(response.raise_for_status().json()["ray_version"])
+                version.append(dashboard.get("/api/version").raise_for_status().json()["ray_version"])
             except (httpx2.HTTPError, ValueError, KeyError):
                 return False
             return True
 
-        self._server.wait_until(answers, timeout=_START_SECONDS)
+        # One for all looks: each new client reads the certificates anew, which Ray's start would wait for.
+        with httpx2.Client(base_url=self.dashboard_url, headers=authorization(self.token()), timeout=2) as dashboard:
+            self._server.wait_until(answers, timeout=_START_SECONDS)
         self._session_link.unlink(missing_ok=True)
         self._session_link.symlink_to(self._sessions / "session_latest" / "logs")
         return version[-1]

@@ -1,4 +1,7 @@
-"""The order of things: what starts after what, and what stops before what."""
+"""The order of things: what starts after what, and what stops before what.
+
+What speaks to the servers is imported once they are started: it takes them as long to come up.
+"""
 
 import os
 import time
@@ -6,23 +9,18 @@ from pathlib import Path
 from typing import NoReturn
 
 from dreamforge.embedded.api_address import api_address
-from dreamforge.embedded.external import require_external
 from dreamforge.embedded.interrupts import Interrupts
 from dreamforge.embedded.layout import Layout
 from dreamforge.embedded.orphans import adopt_orphans, end_orphans
 from dreamforge.embedded.part import TITLES, Part
 from dreamforge.embedded.ports import require_free
-from dreamforge.embedded.preparation import prepare_service
 from dreamforge.embedded.report import Report
-from dreamforge.embedded.self_check import SelfCheck
 from dreamforge.embedded.serve import ServeApplications, load_config
 from dreamforge.embedded.space import require_space
 from dreamforge.embedded.state import DataDirLock, PartState, StackState, forget_state, write_state
 from dreamforge.embedded.trouble import StackError
 from dreamforge.embedded.watch import Watch
 from dreamforge.settings import Settings
-from dreamforge.store.claims import ClaimStore
-from dreamforge.store.engine import open_engine
 
 _DRAIN_MARGIN = 2.0
 
@@ -60,13 +58,13 @@ class Stack:
                 self._settings.ray_address,
             )
         ):
+            from dreamforge.embedded.external import require_external  # noqa: PLC0415 - where there are any
+
             with self._report.part("Servers of yours", "asking whether they let us in"):
                 require_external(self._settings, self._layout.blobs, ray_token=self._layout.ray_token)
         self.base_url = api_address(self._settings)
         self._start_parts()
-        notice = prepare_service(
-            self._settings, database_url=self._layout.database_url, blobs=self._layout.blobs, report=self._report
-        )
+        notice = self._prepare_service()
         self._wait_ready("ray")
         self._applications = self._connect_applications()
         with self._report.part("Service", "deploying serve_config.yaml"):
@@ -75,6 +73,8 @@ class Stack:
 
     def self_check(self) -> Path | None:
         """Wait for the API and draw one image. Where it is; None when it is not wanted, or would wait behind others."""
+        from dreamforge.embedded.self_check import SelfCheck  # noqa: PLC0415 - see above
+
         target = self._layout.data_dir / "self-check.png"
         check = SelfCheck(base_url=self.base_url, alive=self.require_alive)
         try:
@@ -122,7 +122,17 @@ class Stack:
             end_orphans(known=())
             forget_state(self._layout.data_dir)
 
+    def _prepare_service(self) -> str | None:
+        from dreamforge.embedded.preparation import prepare_service  # noqa: PLC0415 - see above
+
+        return prepare_service(
+            self._settings, database_url=self._layout.database_url, blobs=self._layout.blobs, report=self._report
+        )
+
     def _jobs_ahead(self) -> int:
+        from dreamforge.store.claims import ClaimStore  # noqa: PLC0415 - see above
+        from dreamforge.store.engine import open_engine  # noqa: PLC0415
+
         engine = open_engine(self._layout.database_url, application="dreamforge-up", pool_size=1)
         try:
             return ClaimStore(engine=engine).jobs_ahead()

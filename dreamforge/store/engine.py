@@ -1,12 +1,13 @@
 """Engines, with the time limits that the drivers' defaults lack, and the one border for database errors."""
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any
 
-from psycopg.errors import ReadOnlySqlTransaction
+from psycopg.errors import ReadOnlySqlTransaction, UndefinedColumn, UndefinedTable
 from sqlalchemy import Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -14,6 +15,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_en
 
 from dreamforge.errors import DatabaseUnavailable
 from dreamforge.store.connections import DEADLINE, ImpatientConnection, PatientConnection
+
+log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT = 2
 """Seconds to reach the server."""
@@ -26,6 +29,8 @@ POOL_TIMEOUT = 2.0
 """Seconds to wait for a free connection."""
 USE_SECONDS = 1.8
 """Seconds that one use of the database may take on the way to a client's answer, from the wait for a connection on."""
+
+_OTHER_SCHEMA = "The database has not the schema of this version; `dreamforge prepare` migrates it."
 
 
 def _connect_args(application: str, *, statement_timeout_ms: int = STATEMENT_TIMEOUT_MS) -> dict[str, object]:
@@ -93,6 +98,9 @@ def database_errors() -> Generator[None]:
         # A server that has become a standby, or was told to write nothing, will change its mind or its address.
         if error.connection_invalidated or isinstance(error.orig, ReadOnlySqlTransaction):
             raise DatabaseUnavailable from error
+        if isinstance(error.orig, UndefinedTable | UndefinedColumn):
+            log.error("the database has another schema: %s", str(error.orig).partition("\n")[0])
+            raise DatabaseUnavailable(_OTHER_SCHEMA) from error
         raise
 
 

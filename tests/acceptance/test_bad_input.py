@@ -10,6 +10,7 @@ import httpx2
 import pytest
 
 from tests.running_stack import RunningStack
+from tests.web import web
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -18,7 +19,7 @@ _SLOW_CLIENTS = 200
 
 
 def _asked(stack: RunningStack, method: str, path: str, **request: object) -> httpx2.Response:
-    return httpx2.request(method, f"{stack.base_url}{path}", timeout=60, **request)  # pyright: ignore[reportArgumentType] - as httpx has them
+    return web.request(method, f"{stack.base_url}{path}", timeout=60, **request)  # pyright: ignore[reportArgumentType] - as httpx has them
 
 
 def _assert_envelope(response: httpx2.Response, status: int, code: str) -> None:

@@ -12,7 +12,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import pytest
 
 from dreamforge.cli.image_files import ImageFiles
@@ -20,6 +19,7 @@ from dreamforge.client import Client
 from dreamforge.embedded.ports import free_port
 from tests.running_stack import RunningStack, wait_for
 from tests.terminal import CTRL_C, Terminal
+from tests.web import web
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -147,7 +147,7 @@ def test_a_running_job_of_forty_is_cancelled_within_seconds_and_what_was_finishe
     assert 2 <= done < 40
     kept = _by_seed(stack, job)
     assert sorted(kept) == list(range(done))
-    assert all(httpx2.get(artifact["url"]).status_code == 200 for artifact in kept.values())
+    assert all(web.get(artifact["url"]).status_code == 200 for artifact in kept.values())
     events = stack.events(job)
     assert [event["code"] for event in events[-2:]] == ["step.cancelled", "job.cancelled"]
     assert [event["code"] for event in events].count("job.cancel_requested") == 1
@@ -224,7 +224,7 @@ def test_jobs_are_listed_newest_first_and_in_pages(stack: RunningStack) -> None:
     before = datetime.fromisoformat(_newest(stack)["created_at"])
     ids = [stack.post(params={"prompt": f"listed {number}"}).json()["id"] for number in range(5)]
     for job_id in ids:
-        assert httpx2.post(f"{stack.base_url}/v1/jobs/{job_id}/cancel").status_code == 202
+        assert web.post(f"{stack.base_url}/v1/jobs/{job_id}/cancel").status_code == 202
     with Client(stack.base_url) as client:
         paged = [str(job.id) for job in client.list(created_after=before, page_size=2)]
     assert paged == ids[::-1]

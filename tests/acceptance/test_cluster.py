@@ -17,6 +17,7 @@ from tests.conftest import create_database
 from tests.ray_cluster import RayCluster
 from tests.running_stack import RunningStack
 from tests.service import wait_for
+from tests.web import web
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -90,7 +91,7 @@ def test_serve_deploy_is_all_that_a_cluster_needs(cluster: RayCluster) -> None:
     job = cluster.run(count=2, params=PARAMS)
     assert (job["status"], job["error"]) == ("succeeded", None)
     for artifact in cluster.artifacts(job):
-        image = Image.open(io.BytesIO(httpx2.get(artifact["url"]).raise_for_status().content))
+        image = Image.open(io.BytesIO(web.get(artifact["url"]).raise_for_status().content))
         assert image.size == (64, 64)
     assert {name: each["status"] for name, each in cluster.status()["applications"].items()} == {
         "api": "RUNNING",

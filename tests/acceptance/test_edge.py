@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from tests.running_stack import RunningStack, wait_for
+from tests.web import web
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -91,12 +92,12 @@ def test_the_health_of_the_edge_is_public(stack: RunningStack) -> None:
 @pytest.mark.parametrize("header", ["x-request-timeout-seconds", "X-Request-Timeout-Seconds"])
 def test_a_client_cannot_cut_a_request_short(stack: RunningStack, header: str) -> None:
     for _ in range(5):
-        answer = httpx2.get(f"{stack.base_url}/v1/models", headers={header: "0.000001"})
+        answer = web.get(f"{stack.base_url}/v1/models", headers={header: "0.000001"})
         assert answer.status_code == 200
 
 
 def _echoed(stack: RunningStack, *given: str) -> str:
-    answer = httpx2.get(
+    answer = web.get(
         f"{stack.base_url}/v1/nowhere", headers=[(b"X-Request-Id", value.encode("latin-1")) for value in given]
     )
     assert answer.headers.get_list("x-request-id") == [answer.json()["error"]["request_id"]]
@@ -151,7 +152,7 @@ def test_when_every_replica_is_dead_the_answer_is_an_envelope_until_they_are_bac
                 os.kill(process.pid, signal.SIGKILL)
         # A request that is under way as they die may be cut off.
         with contextlib.suppress(httpx2.RemoteProtocolError):
-            answer = httpx2.get(f"{stack.base_url}/healthz", timeout=_PATIENCE)
+            answer = web.get(f"{stack.base_url}/healthz", timeout=_PATIENCE)
             refused = None if answer.status_code == 200 else answer
     assert refused.status_code in {502, 503}
     assert int(refused.headers["retry-after"]) > 0

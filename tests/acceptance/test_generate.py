@@ -7,19 +7,19 @@ import re
 import subprocess
 from typing import Any
 
-import httpx2
 import psutil
 import pytest
 from PIL import Image
 
 from dreamforge.images.metadata import read_png
 from tests.running_stack import RunningStack, wait_for
+from tests.web import web
 
 pytestmark = pytest.mark.timeout(300)
 
 
 def _download(artifact: dict[str, Any]) -> bytes:
-    data = httpx2.get(artifact["url"], timeout=10).raise_for_status().content
+    data = web.get(artifact["url"], timeout=10).raise_for_status().content
     assert f"sha256:{hashlib.sha256(data).hexdigest()}" == artifact["checksum"]
     assert len(data) == artifact["size_bytes"]
     return data
@@ -130,11 +130,11 @@ def test_only_the_runner_holds_torch(stack: RunningStack) -> None:
 def test_the_dashboard_shows_a_readable_task_and_asks_for_the_token(stack: RunningStack) -> None:
     job = stack.run(params={"prompt": "a fox"})
     url = f"{stack.state()['dashboard']}/api/v0/tasks?limit=1000&detail=true"
-    assert httpx2.get(url).status_code in {401, 403}
+    assert web.get(url).status_code in {401, 403}
     token = (stack.data_dir / "secrets" / "ray_token").read_text().strip()
 
     def tasks() -> list[dict[str, Any]]:
-        answer = httpx2.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=20).raise_for_status()
+        answer = web.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=20).raise_for_status()
         return answer.json()["data"]["result"]["result"]
 
     wait_for(lambda: [task for task in tasks() if task["name"] == f"generate {job['id']}"], what="the task's name")
@@ -171,10 +171,10 @@ def test_images_are_private(stack: RunningStack) -> None:
     job = stack.run(params={"prompt": "a fox"})
     url = stack.artifacts(job)[0]["url"]
     bare = url.partition("?")[0]
-    assert httpx2.get(url).status_code == 200
-    assert httpx2.get(bare).status_code in {400, 401, 403}
-    assert httpx2.get(re.sub(r"Signature=.", "Signature=0", url)).status_code in {400, 403}
-    assert httpx2.get(bare.rsplit("/", 6)[0]).status_code in {400, 401, 403}, "the bucket lists nothing either"
+    assert web.get(url).status_code == 200
+    assert web.get(bare).status_code in {400, 401, 403}
+    assert web.get(re.sub(r"Signature=.", "Signature=0", url)).status_code in {400, 403}
+    assert web.get(bare.rsplit("/", 6)[0]).status_code in {400, 401, 403}, "the bucket lists nothing either"
 
 
 def test_artifacts_come_in_pages(stack: RunningStack) -> None:

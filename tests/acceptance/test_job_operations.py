@@ -13,6 +13,7 @@ import pytest
 
 from dreamforge.client import Client
 from tests.running_stack import RunningStack, wait_for
+from tests.web import web
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -20,13 +21,11 @@ _LONG = {"prompt": "a long one", "steps": 50}
 
 
 def _post(stack: RunningStack, headers: dict[str, str] | None = None, **body: Any) -> httpx2.Response:
-    return httpx2.post(
-        f"{stack.base_url}/v1/jobs", json={"type": "generate", **body}, headers=headers or {}, timeout=120
-    )
+    return web.post(f"{stack.base_url}/v1/jobs", json={"type": "generate", **body}, headers=headers or {}, timeout=120)
 
 
 def _act(stack: RunningStack, method: str, path: str) -> httpx2.Response:
-    return httpx2.request(method, f"{stack.base_url}{path}", timeout=30)
+    return web.request(method, f"{stack.base_url}{path}", timeout=30)
 
 
 def _jobs_of(stack: RunningStack, mark: str) -> list[dict[str, Any]]:
@@ -82,7 +81,7 @@ def test_a_post_that_was_cut_off_after_it_was_sent_is_repeated_and_makes_one_job
         connection.sendall(head + content)
     # Whether the service has heard it before the connection ended or not: there is one job in the end.
     answers = [
-        httpx2.post(f"{stack.base_url}/v1/jobs", json=body, headers={"Idempotency-Key": "cut-off"}, timeout=30)
+        web.post(f"{stack.base_url}/v1/jobs", json=body, headers={"Idempotency-Key": "cut-off"}, timeout=30)
         for _ in range(3)
     ]
     assert {answer.status_code for answer in answers} == {201}
@@ -115,7 +114,7 @@ def test_a_cancelled_job_is_retried_to_its_end_and_then_deleted(stack: RunningSt
     codes = [event["code"] for event in stack.events(job)]
     assert codes.count("job.queued") == 2
     assert _act(stack, "DELETE", path).status_code == 204
-    assert [httpx2.get(image["url"]).status_code for image in images] == [404] * 12
+    assert [web.get(image["url"]).status_code for image in images] == [404] * 12
     assert _act(stack, "DELETE", path).status_code == 404
 
 
@@ -127,7 +126,7 @@ def test_an_image_is_had_by_either_way(stack: RunningStack) -> None:
     moved = stack.get(f"{path}/content")
     assert (moved.status_code, moved.headers["Cache-Control"]) == (307, "no-store")
     streamed = stack.get(f"{path}/content?redirect=false")
-    assert httpx2.get(moved.headers["Location"]).content == streamed.content
+    assert web.get(moved.headers["Location"]).content == streamed.content
     assert f"sha256:{hashlib.sha256(streamed.content).hexdigest()}" == listed["checksum"]
     assert streamed.headers["Content-Type"] == "image/png"
     head = _act(stack, "HEAD", f"{path}/content")

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-import httpx2
 import psutil
 import pytest
 import yaml
@@ -14,6 +13,7 @@ import yaml
 from dreamforge.embedded.serve import load_config
 from tests.running_stack import RunningStack
 from tests.service import wait_for
+from tests.web import web
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -110,10 +110,10 @@ def test_no_command_runs_through_the_jobs_api_without_the_token(
         "cookie": {"Cookie": "ray-authentication-token=a-wrong-one"},
     }
     for name, headers in without.items():
-        answer = httpx2.post(url, json={"entrypoint": f"touch '{tmp_path / name}'"}, headers=headers, timeout=20)
+        answer = web.post(url, json={"entrypoint": f"touch '{tmp_path / name}'"}, headers=headers, timeout=20)
         assert answer.status_code in {401, 403}, name
     headers = {"Authorization": f"Bearer {token}"}
-    answer = httpx2.post(url, json={"entrypoint": f"touch {tmp_path / 'with'}"}, headers=headers, timeout=20)
+    answer = web.post(url, json={"entrypoint": f"touch {tmp_path / 'with'}"}, headers=headers, timeout=20)
     assert answer.status_code == 200
     wait_for((tmp_path / "with").exists, what="the command that was allowed")
     assert [path.name for path in tmp_path.iterdir()] == ["with"]
@@ -137,7 +137,7 @@ def test_no_command_runs_through_the_jobs_api_without_the_token(
 )
 def test_the_dashboard_tells_and_does_nothing_without_the_token(stack: RunningStack, method: str, path: str) -> None:
     for headers in ({}, {"Authorization": "Bearer a-wrong-one"}):
-        answer = httpx2.request(method, f"{stack.state()['dashboard']}{path}", headers=headers, json={}, timeout=20)
+        answer = web.request(method, f"{stack.state()['dashboard']}{path}", headers=headers, json={}, timeout=20)
         assert answer.status_code in {401, 403}, answer.text
 
 
@@ -148,7 +148,7 @@ def test_a_page_of_another_site_cannot_use_a_browser_s_login(stack: RunningStack
         "Sec-Fetch-Site": "cross-site",
         "User-Agent": "Mozilla/5.0",
     }
-    answer = httpx2.post(
+    answer = web.post(
         f"{stack.state()['dashboard']}/api/jobs/", json={"entrypoint": "true"}, headers=headers, timeout=20
     )
     assert answer.status_code in {401, 403, 405}

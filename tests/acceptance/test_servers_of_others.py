@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import psutil
 import psycopg
 import pytest
@@ -24,6 +23,7 @@ from tests.servers import postgres, redis, swift
 from tests.servers.postgres import DebianPostgres
 from tests.servers.redis import DebianRedis
 from tests.servers.swift import ACCESS_KEY, SECRET_KEY, Swift
+from tests.web import web
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -61,6 +61,7 @@ def stack(others: Others, tmp_path: Path) -> Iterator[RunningStack]:
         data_dir=tmp_path / "data",
         DREAMFORGE_DATABASE_URL=others.postgres.url(),
         DREAMFORGE_REDIS_URL=others.redis.url(),
+        DREAMFORGE_REDIS_OUTAGE="reject",
         **store_variables(others.swift.endpoint, access_key=ACCESS_KEY, secret_key=SECRET_KEY),
     )
     stack.data_dir.mkdir()
@@ -70,7 +71,7 @@ def stack(others: Others, tmp_path: Path) -> Iterator[RunningStack]:
 
 
 def _images(stack: RunningStack, job: dict[str, Any]) -> list[bytes]:
-    return [httpx2.get(artifact["url"]).raise_for_status().content for artifact in stack.artifacts(job)]
+    return [web.get(artifact["url"]).raise_for_status().content for artifact in stack.artifacts(job)]
 
 
 def _status(stack: RunningStack) -> subprocess.CompletedProcess[str]:
@@ -125,13 +126,24 @@ def test_images_are_drawn_and_kept_over_servers_of_others(stack: RunningStack, o
 
 def _assert_absences_are_told(stack: RunningStack, others: Others, job: dict[str, Any]) -> None:
     """End one server after the other: the API and `dreamforge status` say so, and no more than that."""
-    for name, end in (("s3", others.swift.stop), ("redis", others.redis.stop), ("postgres", others.postgres.halt)):
+    (artifact, _) = stack.artifacts(job)
+    for name, end, ask, code in (
+        (
+            "s3",
+            others.swift.stop,
+            lambda: stack.get(f"/v1/artifacts/{artifact['id']}/content?redirect=false"),
+            "storage_unavailable",
+        ),
+        ("redis", others.redis.stop, lambda: stack.post(params={"prompt": "nobody rings"}), "queue_unavailable"),
+        ("postgres", others.postgres.halt, lambda: stack.get(job["links"]["self"]), "database_unavailable"),
+    ):
         end()
         wait_for(lambda name=name: name in _checks(stack), seconds=20, what=f"word of {name}'s absence")
         told = _status(stack)
         assert told.returncode == 2, told.stdout
         assert f"✗ {name}: " in told.stdout
         assert "Traceback" not in told.stdout + told.stderr
-    answer = stack.get(job["links"]["self"])
-    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "database_unavailable")
-    assert "Traceback" not in answer.text
+        answer = ask()
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, code)
+        assert int(answer.headers["Retry-After"]) >= 1
+        assert "Traceback" not in answer.text

@@ -9,7 +9,6 @@ import threading
 import time
 from typing import Any
 
-import httpx2
 import psutil
 import pytest
 
@@ -19,6 +18,7 @@ from dreamforge.embedded.ray_head import authorization
 from dreamforge.embedded.serve import load_config
 from tests.relay import Relay
 from tests.running_stack import RunningStack, wait_for
+from tests.web import web
 
 pytestmark = pytest.mark.timeout(500)
 
@@ -45,7 +45,7 @@ def _deploy_again(stack: RunningStack, *, max_ongoing_requests: int) -> None:
     config["applications"][0]["args"]["max_ongoing_requests"] = max_ongoing_requests
     token = (stack.data_dir / "secrets" / "ray_token").read_text().strip()
     url = f"{stack.state()['dashboard']}/api/serve/applications/"
-    httpx2.put(url, json=config, headers=authorization(token), timeout=60).raise_for_status()
+    web.put(url, json=config, headers=authorization(token), timeout=60).raise_for_status()
 
 
 def test_every_route_speaks_http(stack: RunningStack) -> None:
@@ -57,7 +57,7 @@ def test_every_route_speaks_http(stack: RunningStack) -> None:
     )  # fmt: skip
     artifacts = {artifact["item_index"]: artifact["id"] for artifact in stack.artifacts(job)}
     assert [(item["seed"], item["artifact_id"]) for item in progress["items"]] == [(3, artifacts[0]), (4, artifacts[1])]
-    with httpx2.stream("GET", stack.base_url + links["stream"], timeout=60) as response:
+    with web.stream("GET", stack.base_url + links["stream"], timeout=60) as response:
         headers = response.headers
         text = response.read().decode()
     assert headers["Content-Type"].startswith("text/event-stream")
@@ -70,8 +70,8 @@ def test_every_route_speaks_http(stack: RunningStack) -> None:
         assert [one[number] for one in told] == sorted(one[number] for one in told)
     assert told[-1] == {"fraction": 1.0, "items_done": 2, "items_total": 2}
     last = {"Last-Event-ID": str(ids[-1])}
-    assert httpx2.get(stack.base_url + links["stream"], headers=last).status_code == 204
-    assert httpx2.get(stack.base_url + links["stream"], headers={"Last-Event-ID": "banana"}).status_code == 400
+    assert web.get(stack.base_url + links["stream"], headers=last).status_code == 204
+    assert web.get(stack.base_url + links["stream"], headers={"Last-Event-ID": "banana"}).status_code == 400
     followed = stack.get(f"{links['logs']}?follow=true&level=info")
     assert followed.text == stack.get(f"{links['logs']}?level=info").text
 

@@ -7,13 +7,13 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx2
 import psutil
 import psycopg
 import pytest
 
 from dreamforge.embedded.object_store import ObjectStore
 from tests.running_stack import RunningStack, lives, wait_for
+from tests.web import web
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -54,7 +54,7 @@ def test_ctrl_c_ends_everything_within_20_seconds_and_the_data_are_there_afterwa
     own_stack.start()
     own_stack.wait_until_ready()
     job = own_stack.run(count=2, params={"prompt": "kept", "seed": 3})
-    images = [httpx2.get(artifact["url"]).content for artifact in own_stack.artifacts(job)]
+    images = [web.get(artifact["url"]).content for artifact in own_stack.artifacts(job)]
     # Too much for the drain: it is put back, and goes on when the service is there again.
     long = own_stack.post(count=30, params={"prompt": "long", "seed": 0, "steps": 40}).json()
     wait_for(lambda: own_stack.artifacts(long), what="the long job's first image")
@@ -72,7 +72,7 @@ def test_ctrl_c_ends_everything_within_20_seconds_and_the_data_are_there_afterwa
     assert "Self-check left out: 1 job goes first" in own_stack.said()
     kept = own_stack.get(job["links"]["self"]).json()
     assert (kept["status"], kept["params"]["prompt"]) == ("succeeded", "kept")
-    assert [httpx2.get(artifact["url"]).content for artifact in own_stack.artifacts(kept)] == images
+    assert [web.get(artifact["url"]).content for artifact in own_stack.artifacts(kept)] == images
     ended = own_stack.wait_for_job(long["id"], seconds=200)
     assert (ended["status"], ended["steps"][0]["attempt"]) == ("succeeded", 2)
     assert [artifact["seed"] for artifact in _all_artifacts(own_stack, ended)] == list(range(30))
@@ -159,7 +159,7 @@ def test_servers_of_one_s_own_are_used_instead_of_embedded_ones(
         assert not [name for name in ("postgres", "valkey", "s3") if (tmp_path / name).exists()]
         (artifact,) = stack.artifacts(stack.run(params={"prompt": "elsewhere"}))
         assert artifact["url"].startswith(f"{object_store.endpoint}/of-my-own/")
-        assert httpx2.get(artifact["url"]).status_code == 200
+        assert web.get(artifact["url"]).status_code == 200
         with psycopg.connect(empty_database_url) as connection:
             assert connection.execute("SELECT count(*) FROM jobs WHERE status = 'succeeded'").fetchone() == (1,)
     finally:

@@ -5,7 +5,17 @@ import sys
 
 import pytest
 
-ENTRY_POINTS = ["deployments.api", "deployments.dispatcher", "deployments.step", "dreamforge.cli.main"]
+from dreamforge.cli.main import COMMANDS
+
+ENTRY_POINTS = [
+    "deployments.api",
+    "deployments.api_replica",
+    "deployments.dispatcher",
+    "deployments.dispatcher_replica",
+    "deployments.step",
+    "dreamforge.cli.main",
+    *COMMANDS.values(),
+]
 
 
 @pytest.mark.parametrize("entry_point", ENTRY_POINTS)

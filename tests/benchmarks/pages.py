@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import json
 import statistics
-import tempfile
 import time
 import uuid
 from collections.abc import Awaitable, Callable
@@ -21,13 +20,11 @@ from rich.console import Console
 from rich.table import Table
 from sqlalchemy import Engine, text
 
-from dreamforge.embedded.ports import free_port
-from dreamforge.embedded.postgres import Postgres
-from dreamforge.store import migrate
 from dreamforge.store.engine import open_async_engine, open_engine
 from dreamforge.store.events import EventFilter
 from dreamforge.store.jobs import JobStore
 from dreamforge.store.listing import JobFilter, JobPlace
+from tests.benchmarks.database import migrated_database
 from tests.integration.factories import Jobs, a_job, a_model
 
 _PAGE = 200
@@ -56,25 +53,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--json", type=Path, default=Path("build/pages.json"), help="where the figures go")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="df-pages-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        server = Postgres(
-            data=folder / "postgres", port=free_port(), log=folder / "log", password_file=folder / "password"
-        )
-        server.start()
-        try:
-            server.wait_ready()
-            rows = _measure(server.url("postgres"), arguments)
-        finally:
-            server.stop()
+    with migrated_database() as database_url:
+        rows = _measure(database_url, arguments)
     _print(rows)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps(rows, indent=2))
 
 
 def _measure(database_url: str, arguments: argparse.Namespace) -> list[dict[str, float | str]]:
-    migrate.upgrade(database_url)
     engine = open_engine(database_url, application="benchmark")
     job = a_job(a_model(engine))
     Jobs(database_url).submit(job)

@@ -27,9 +27,10 @@ from rich.table import Table
 from dreamforge.embedded.ports import free_port
 from tests.running_stack import RunningStack
 from tests.service import wait_for
+from tests.web import web
 
 _BODY = json.dumps({"type": "generate", "params": {"prompt": "a lighthouse at dawn"}})
-_PLAIN = "import sys, uvicorn; from deployments.api import build_app; uvicorn.run(build_app(), port=int(sys.argv[1]), log_level='critical', access_log=False)"  # noqa: E501
+_PLAIN = "import sys, uvicorn; from deployments.api_replica import build_app; uvicorn.run(build_app(), port=int(sys.argv[1]), log_level='critical', access_log=False)"  # noqa: E501
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def _plain(stack: RunningStack) -> Generator[int]:
 
 def _answers(port: int) -> bool:
     try:
-        return httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+        return web.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
     except httpx2.TransportError:
         return False
 

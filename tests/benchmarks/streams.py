@@ -14,7 +14,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 import uuid
@@ -30,13 +29,13 @@ from dreamforge.api.app import create_app
 from dreamforge.api.state import ApiRules, ApiState
 from dreamforge.blobs import Blobs, BlobSettings
 from dreamforge.embedded.ports import free_port
-from dreamforge.embedded.postgres import Postgres
 from dreamforge.jobs.events import ItemProgress
-from dreamforge.store import migrate
 from dreamforge.store.engine import open_async_engine, open_engine
+from tests.benchmarks.database import migrated_database
 from tests.integration.factories import Jobs, a_job, a_model
 from tests.integration.live_api import end_abruptly, happen
 from tests.service import wait_for
+from tests.web import web
 
 _ID = re.compile(rb"^id: (\d+)$", re.MULTILINE)
 _SETTLE_SECONDS = 5.0
@@ -55,18 +54,8 @@ def main() -> None:
     if arguments.serve:
         _serve(arguments.serve[0], int(arguments.serve[1]))
         return
-    with tempfile.TemporaryDirectory(prefix="df-streams-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        server = Postgres(
-            data=folder / "postgres", port=free_port(), log=folder / "log", password_file=folder / "password"
-        )
-        server.start()
-        try:
-            server.wait_ready()
-            rows = _measure_all(server.url("postgres"), arguments)
-        finally:
-            server.stop()
+    with migrated_database() as database_url:
+        rows = _measure_all(database_url, arguments)
     _print(rows, arguments.rate)
     arguments.json.parent.mkdir(parents=True, exist_ok=True)
     arguments.json.write_text(json.dumps({"events_per_second": arguments.rate, "rows": rows}, indent=2))
@@ -90,7 +79,6 @@ def _serve(database_url: str, port: int) -> None:
 
 
 def _measure_all(database_url: str, arguments: argparse.Namespace) -> list[dict[str, float]]:
-    migrate.upgrade(database_url)
     engine = open_engine(database_url, application="benchmark")
     port = free_port()
     command = [sys.executable, "-m", "tests.benchmarks.streams", "--serve", database_url, str(port)]
@@ -112,7 +100,7 @@ def _measure_all(database_url: str, arguments: argparse.Namespace) -> list[dict[
 
 def _answers(port: int) -> bool:
     try:
-        return httpx2.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
+        return web.get(f"http://127.0.0.1:{port}/healthz").status_code == 200
     except httpx2.TransportError:
         return False
 
@@ -180,7 +168,7 @@ class _Measurement:
 
     def _queries(self) -> int:
         """Statements that the API has sent to Postgres so far."""
-        return httpx2.get(f"http://127.0.0.1:{self._port}{_STATEMENTS}", timeout=30).json()
+        return web.get(f"http://127.0.0.1:{self._port}{_STATEMENTS}", timeout=30).json()
 
 
 def _cpu(pid: int) -> float:

@@ -7,7 +7,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import psutil
 from PIL import Image
 from sqlalchemy import Engine, Row, text
@@ -24,6 +23,7 @@ from dreamforge.worker.gpu import NoGpu
 from dreamforge.worker.memory import MemoryWatch
 from dreamforge.worker.supervisor import Limits, Node, Supervisor
 from tests.integration.factories import Jobs, a_job, a_model, claim
+from tests.web import web
 
 
 class Bench:
@@ -79,7 +79,7 @@ class Bench:
 
     def download(self, key: str) -> bytes:
         url = self.store.blobs().presign(key, ttl=60, content_type="image/png", filename="x.png")
-        return httpx2.get(url).raise_for_status().content
+        return web.get(url).raise_for_status().content
 
     def pixels(self, job_id: uuid.UUID) -> list[bytes]:
         return [Image.open(io.BytesIO(self.download(row.s3_key))).tobytes() for row in self.artifacts(job_id)]

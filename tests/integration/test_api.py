@@ -120,11 +120,15 @@ def test_a_database_without_tables_is_not_ready(
 ) -> None:
     with TestClient(make_app(empty_database_url, redis_url, object_store.blobs())) as client:
         answer = client.get("/readyz")
+        figures = client.get("/metrics")
+        error = assert_envelope(client.post("/v1/jobs", json=GOOD), 503, "database_unavailable")
     assert (answer.status_code, answer.json()["status"]) == (503, "unavailable")
     for name in ("postgres", "dispatcher", "gpu_nodes"):
         check = answer.json()["checks"][name]
-        assert (check["ok"], check["message"]) == (False, "The check failed.")
-    assert any(record.exc_info and "jobs" in str(record.exc_info[1]) for record in caplog.records)
+        assert (check["ok"], "dreamforge prepare" in check["message"]) == (False, True)
+    assert (figures.status_code, "dreamforge_database_up 0.0" in figures.text) == (200, True)
+    assert "dreamforge prepare" in error["message"]
+    assert any("jobs" in record.getMessage() for record in caplog.records if record.levelname == "ERROR")
 
 
 def test_without_postgres_every_route_says_so(redis_url: str, object_store: ObjectStore) -> None:

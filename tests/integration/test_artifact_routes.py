@@ -26,6 +26,7 @@ from tests.integration.door import GOOD, api_state, assert_envelope, blobs_behin
 from tests.integration.factories import claimed, draw, finish
 from tests.relay import Relay
 from tests.service import wait_for
+from tests.web import web
 
 LARGE = bytes(range(256)) * 4096 * 32
 """32 MiB: more than sockets hold."""
@@ -62,7 +63,7 @@ def test_one_image_is_described_as_in_the_list(client: TestClient, artifact: dic
     assert {k: v for k, v in told.json().items() if k not in changing} == {
         k: v for k, v in artifact.items() if k not in changing
     }
-    assert httpx2.get(told.json()["url"]).content == b"image 0"
+    assert web.get(told.json()["url"]).content == b"image 0"
 
 
 def test_it_is_told_when_the_url_ends(artifact: dict[str, Any]) -> None:
@@ -76,7 +77,7 @@ def test_the_content_is_at_the_store(client: TestClient, artifact: dict[str, Any
     answer = client.get(f"/v1/artifacts/{artifact['id']}/content")
     assert (answer.status_code, answer.content) == (307, b"")
     assert answer.headers["Cache-Control"] == "no-store"
-    got = httpx2.get(answer.headers["Location"])
+    got = web.get(answer.headers["Location"])
     assert (got.status_code, got.content, got.headers["Content-Type"]) == (200, b"image 0", "image/png")
 
 
@@ -145,7 +146,7 @@ def test_a_range_is_the_store_s_affair(client: TestClient, artifact: dict[str, A
     path, part = f"/v1/artifacts/{artifact['id']}/content", {"Range": "bytes=0-2"}
     whole = client.get(f"{path}?redirect=false", headers=part)
     assert (whole.status_code, whole.content, whole.headers["Accept-Ranges"]) == (200, b"image 0", "none")
-    got = httpx2.get(client.get(path, headers=part).headers["Location"], headers=part)
+    got = web.get(client.get(path, headers=part).headers["Location"], headers=part)
     # rclone says 200 to a part.
     assert got.status_code in {200, 206}
     assert got.content == b"ima"
@@ -200,7 +201,7 @@ def test_a_large_image_passes_in_pieces(
             artifact = _drawn(client, engine, object_store, LARGE)
         digest, most = hashlib.sha256(), 0
         tracemalloc.start()
-        with httpx2.stream("GET", f"{url}/v1/artifacts/{artifact['id']}/content?redirect=false", timeout=60) as answer:
+        with web.stream("GET", f"{url}/v1/artifacts/{artifact['id']}/content?redirect=false", timeout=60) as answer:
             for chunk in answer.iter_bytes():
                 digest.update(chunk)
             most = tracemalloc.get_traced_memory()[1]
@@ -222,7 +223,7 @@ def test_a_client_that_leaves_gives_the_store_s_connection_back(
             _leave_early(url, f"/v1/artifacts/{artifact['id']}/content?redirect=false")
         wait_for(lambda: relay.connections <= before, what="the connections' end", instead=lambda: relay.connections)
         # What was read to the end keeps its connection for the next one.
-        whole = httpx2.get(f"{url}/v1/artifacts/{artifact['id']}/content?redirect=false", timeout=60)
+        whole = web.get(f"{url}/v1/artifacts/{artifact['id']}/content?redirect=false", timeout=60)
         assert len(whole.content) == len(LARGE)
 
 

@@ -5,13 +5,13 @@ import time
 from dataclasses import replace
 from urllib.parse import urlsplit
 
-import httpx2
 import pytest
 from minio import Minio
 
 from dreamforge.blobs import Blobs, BlobSettings
 from dreamforge.errors import StorageUnavailable
 from tests.running_stack import wait_for
+from tests.web import web
 
 pytestmark = pytest.mark.every_server
 
@@ -40,7 +40,7 @@ def test_what_was_put_is_read_by_its_url(blobs: Blobs) -> None:
     # The path of an image, and every byte there is.
     key, data = "dreamforge/default/jobs/0192/generate/20260101T000000000000Z_0_64x64_7.png", bytes(range(256)) * 4096
     blobs.put(key, data, content_type="image/png")
-    answer = httpx2.get(_url(blobs, key))
+    answer = web.get(_url(blobs, key))
     assert (answer.status_code, answer.content) == (200, data)
     assert answer.headers["content-type"] == "image/png"
     assert answer.headers["content-disposition"] == 'inline; filename="a b.png"'
@@ -49,18 +49,18 @@ def test_what_was_put_is_read_by_its_url(blobs: Blobs) -> None:
 def test_who_does_not_sign_is_refused(blobs: Blobs, settings: BlobSettings) -> None:
     blobs.put("key", b"private", content_type="image/png")
     for path in (f"{settings.bucket}/key", settings.bucket):
-        answer = httpx2.get(f"{settings.endpoint}/{path}")
+        answer = web.get(f"{settings.endpoint}/{path}")
         assert answer.status_code in REFUSED
         assert b"private" not in answer.content
-    assert httpx2.put(f"{settings.endpoint}/{settings.bucket}/key", content=b"forged").status_code in REFUSED
-    assert httpx2.get(_url(blobs, "key")).content == b"private"
+    assert web.put(f"{settings.endpoint}/{settings.bucket}/key", content=b"forged").status_code in REFUSED
+    assert web.get(_url(blobs, "key")).content == b"private"
 
 
 def test_a_url_is_good_for_its_object_and_its_words_only(blobs: Blobs) -> None:
     for key in ("mine", "other"):
         blobs.put(key, key.encode(), content_type="image/png")
     url = _url(blobs, "mine")
-    assert httpx2.get(url).content == b"mine"
+    assert web.get(url).content == b"mine"
     last = "0" if url[-1] != "0" else "1"
     for forged in (
         url.replace("/mine?", "/other?"),
@@ -69,15 +69,15 @@ def test_a_url_is_good_for_its_object_and_its_words_only(blobs: Blobs) -> None:
         url[:-1] + last,
     ):
         assert forged != url
-        assert httpx2.get(forged).status_code == 403
-    assert httpx2.delete(url).status_code == 403
+        assert web.get(forged).status_code == 403
+    assert web.delete(url).status_code == 403
 
 
 def test_a_url_ends(blobs: Blobs) -> None:
     blobs.put("key", b"short", content_type="image/png")
     url, began = _url(blobs, "key", ttl=2), time.monotonic()
-    assert httpx2.get(url).status_code == 200
-    wait_for(lambda: httpx2.get(url).status_code in REFUSED, seconds=10, what="the URL's end")
+    assert web.get(url).status_code == 200
+    wait_for(lambda: web.get(url).status_code in REFUSED, seconds=10, what="the URL's end")
     assert time.monotonic() - began > 1
 
 
@@ -91,7 +91,7 @@ def test_a_missing_bucket_is_told_and_made_once(settings: BlobSettings) -> None:
     blobs.put("key", b"kept", content_type="image/png")
     blobs.ensure_bucket()
     blobs.ping()
-    assert httpx2.get(_url(blobs, "key")).content == b"kept"
+    assert web.get(_url(blobs, "key")).content == b"kept"
 
 
 @pytest.mark.parametrize("wrong", [{"secret_key": "guessed"}, {"access_key": "stranger:stranger"}])
@@ -105,8 +105,8 @@ def test_a_wrong_key_is_told_and_opens_nothing(blobs: Blobs, settings: BlobSetti
     ):
         with pytest.raises(StorageUnavailable, match="The object store answered "):
             ask()
-    assert httpx2.get(_url(stranger, "key")).status_code == 403
-    assert httpx2.get(_url(blobs, "key")).content == b"private"
+    assert web.get(_url(stranger, "key")).status_code == 403
+    assert web.get(_url(blobs, "key")).content == b"private"
 
 
 def test_a_rehearsal_makes_the_bucket_and_leaves_nothing_in_it(settings: BlobSettings) -> None:

@@ -23,6 +23,7 @@ from tests.integration.factories import finish
 from tests.relay import Relay
 from tests.service import wait_for
 from tests.terminal import CTRL_C, Terminal
+from tests.web import web
 
 
 @pytest.fixture
@@ -55,11 +56,11 @@ def _done(url: str, *arguments: str | Path) -> str:
 
 
 def _posted(url: str, *, count: int = 1) -> dict[str, Any]:
-    return httpx2.post(f"{url}/v1/jobs", json={**GOOD, "count": count}).json()
+    return web.post(f"{url}/v1/jobs", json={**GOOD, "count": count}).json()
 
 
 def _get(url: str, path: str) -> httpx2.Response:
-    return httpx2.get(f"{url}{path}")
+    return web.get(f"{url}{path}")
 
 
 def test_a_job_is_retried_or_it_is_said_why_not(url: str, engine: Engine, object_store: ObjectStore) -> None:
@@ -71,14 +72,14 @@ def test_a_job_is_retried_or_it_is_said_why_not(url: str, engine: Engine, object
     said = _done(url, "jobs", "retry", job["id"])
     assert "The job is queued again; 2 images to draw." in said
     assert f"dreamforge jobs logs {job['id']} --follow" in said
-    httpx2.post(f"{url}{job['links']['cancel']}")
+    web.post(f"{url}{job['links']['cancel']}")
     assert json.loads(_done(url, "jobs", "retry", job["id"], "--json"))["status"] == "queued"
 
 
 def test_a_job_is_deleted_by_those_who_mean_it(url: str) -> None:
     job = _posted(url)
     assert "can be deleted; this one is queued" in _run(url, "jobs", "delete", job["id"], "--yes").stderr
-    httpx2.post(f"{url}{job['links']['cancel']}")
+    web.post(f"{url}{job['links']['cancel']}")
     unasked = _run(url, "jobs", "delete", job["id"])
     assert (unasked.returncode, "say --yes" in unasked.stderr) == (1, True)
     assert _get(url, job["links"]["self"]).status_code == 200
@@ -95,7 +96,7 @@ def test_a_job_is_deleted_by_those_who_mean_it(url: str) -> None:
 
 def test_for_programs_a_deletion_is_one_object(url: str) -> None:
     job = _posted(url)
-    httpx2.post(f"{url}{job['links']['cancel']}")
+    web.post(f"{url}{job['links']['cancel']}")
     assert json.loads(_done(url, "jobs", "delete", job["id"], "--yes", "--json")) == {"deleted": job["id"]}
 
 

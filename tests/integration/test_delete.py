@@ -3,7 +3,6 @@
 import logging
 import uuid
 
-import httpx2
 import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
@@ -17,6 +16,7 @@ from tests.integration.door import GOOD, api_state, assert_envelope, blobs_behin
 from tests.integration.factories import claimed, draw, finish
 from tests.relay import Relay
 from tests.service import wait_for
+from tests.web import web
 
 _TABLES = ("jobs", "steps", "items", "events", "artifacts")
 
@@ -44,8 +44,8 @@ def test_rows_objects_and_urls_of_the_job_go_and_no_others(
     answer = client.delete(gone["links"]["self"])
     assert (answer.status_code, answer.content) == (204, b"")
     assert {table: count * 2 for table, count in _rows(engine).items()} == both
-    assert [httpx2.get(url).status_code for url in urls[gone["id"]]] == [404, 404]
-    assert [httpx2.get(url).status_code for url in urls[kept["id"]]] == [200, 200]
+    assert [web.get(url).status_code for url in urls[gone["id"]]] == [404, 404]
+    assert [web.get(url).status_code for url in urls[kept["id"]]] == [200, 200]
     for path in (*gone["links"].values(), f"/v1/artifacts/{artifact['id']}", f"/v1/artifacts/{artifact['id']}/content"):
         if path != gone["links"]["cancel"]:
             assert_envelope(client.get(path), 404, "not_found")
@@ -123,7 +123,7 @@ def test_an_object_that_is_gone_already_is_no_trouble(
         assert client.delete(job["links"]["self"]).status_code == 204
     assert not [record for record in caplog.records if record.name == "dreamforge.api.routes.jobs"]
     url = object_store.blobs().presign(second.s3_key, ttl=60, content_type="image/png", filename="x.png")
-    assert httpx2.get(url).status_code == 404
+    assert web.get(url).status_code == 404
 
 
 def _read(store: ObjectStore, key: str) -> bytes:

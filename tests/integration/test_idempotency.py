@@ -16,6 +16,7 @@ from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.models import NewModel
 from tests.integration.door import GOOD, api_state, assert_envelope, served
 from tests.integration.factories import Jobs, a_job, a_model, finish, wait_for_lock
+from tests.web import web
 
 _TRIES = 20
 KEY = {"Idempotency-Key": "order-17"}
@@ -207,7 +208,7 @@ def test_fifty_at_once_over_two_replicas_make_one_job(replicas: tuple[str, str],
     def post(number: int) -> httpx2.Response:
         together.wait()
         answers = (
-            httpx2.post(f"{replicas[number % 2]}/v1/jobs", json=GOOD, headers=KEY, timeout=60) for _ in range(_TRIES)
+            web.post(f"{replicas[number % 2]}/v1/jobs", json=GOOD, headers=KEY, timeout=60) for _ in range(_TRIES)
         )
         # A replica with too much to do says so; with a key it is safe to ask again.
         return next(answer for answer in answers if answer.status_code != 503)

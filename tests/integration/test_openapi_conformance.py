@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-import httpx2
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, seed, settings
@@ -15,6 +14,7 @@ from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.models import NewModel
 from tests.integration.door import GOOD, api_state, served
 from tests.openapi_document import document
+from tests.web import web
 
 _CASES = 25
 """Of each operation, good and bad."""
@@ -30,8 +30,8 @@ _CHECKS = [
 @pytest.fixture
 def job_id(url: str) -> str:
     """A job that has ended."""
-    job = httpx2.post(f"{url}/v1/jobs", json=GOOD).json()
-    assert httpx2.post(f"{url}{job['links']['cancel']}").json()["status"] == "cancelled"
+    job = web.post(f"{url}/v1/jobs", json=GOOD).json()
+    assert web.post(f"{url}{job['links']['cancel']}").json()["status"] == "cancelled"
     return job["id"]
 
 

@@ -17,6 +17,7 @@ from tests.integration.door import GOOD, api_state, assert_envelope, served
 from tests.integration.factories import finish
 from tests.relay import Relay
 from tests.service import wait_for
+from tests.web import web
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def url(state: ApiState, model: NewModel) -> Iterator[str]:
 
 
 def _posted(url: str, prefer: str, **headers: str) -> httpx2.Response:
-    return httpx2.post(f"{url}/v1/jobs", json=GOOD, headers={"Prefer": prefer, **headers}, timeout=90)
+    return web.post(f"{url}/v1/jobs", json=GOOD, headers={"Prefer": prefer, **headers}, timeout=90)
 
 
 def _job_is_there(engine: Engine) -> bool:
@@ -78,7 +79,7 @@ def test_a_malformed_preference_is_refused_and_makes_no_job(client: TestClient, 
 
 def test_a_replay_waits_too(url: str, engine: Engine, object_store: ObjectStore) -> None:
     key = {"Idempotency-Key": "order-17"}
-    job = httpx2.post(f"{url}/v1/jobs", json=GOOD, headers=key).json()
+    job = web.post(f"{url}/v1/jobs", json=GOOD, headers=key).json()
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(_posted, url, "wait=60", **key)
         finish(engine, object_store.blobs(), count=1)
@@ -112,10 +113,10 @@ def test_many_wait_without_holding_a_connection(
 
         wait_for(are_there, what="twenty jobs")
         # One connection, and it is free.
-        jobs = httpx2.get(f"{url}/v1/jobs", timeout=30).json()["items"]
+        jobs = web.get(f"{url}/v1/jobs", timeout=30).json()["items"]
         assert len(jobs) == 20
         for job in jobs:
-            httpx2.post(f"{url}{job['links']['cancel']}", timeout=30)
+            web.post(f"{url}{job['links']['cancel']}", timeout=30)
         assert {answer.result().json()["status"] for answer in answers} == {"cancelled"}
 
 
@@ -128,7 +129,7 @@ def test_a_client_that_leaves_is_waited_for_no_more(url: str, state: ApiState, e
 
     event.listen(state.engine.sync_engine, "before_cursor_execute", note)
     with pytest.raises(httpx2.ReadTimeout):
-        httpx2.post(f"{url}/v1/jobs", json=GOOD, headers={"Prefer": "wait=60"}, timeout=2)
+        web.post(f"{url}/v1/jobs", json=GOOD, headers={"Prefer": "wait=60"}, timeout=2)
     assert _job_is_there(engine)
     assert looks
     wait_for(lambda: time.monotonic() - looks[-1] > 5, seconds=30, what="the last look")

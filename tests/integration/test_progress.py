@@ -3,7 +3,6 @@
 import uuid
 from typing import Any
 
-import httpx2
 from sqlalchemy import Engine
 from uuid6 import uuid7
 
@@ -13,6 +12,7 @@ from dreamforge.store.attempts import AttemptStore, NewArtifact
 from dreamforge.store.endings import EndingStore
 from tests.integration.factories import claim
 from tests.integration.live_api import Follower, LiveApi
+from tests.web import web
 
 
 def _artifact(index: int) -> NewArtifact:
@@ -86,5 +86,5 @@ def test_images_that_nobody_goes_on_with_are_what_their_step_is(api: LiveApi, en
 
 def test_a_cancelled_job_s_images_are_cancelled(api: LiveApi) -> None:
     job = api.post(count=2, params={"prompt": "a fox"}).json()
-    httpx2.post(api.base_url + job["links"]["cancel"]).raise_for_status()
+    web.post(api.base_url + job["links"]["cancel"]).raise_for_status()
     assert [item["status"] for item in api.get(job["links"]["progress"]).json()["items"]] == ["cancelled"] * 2

@@ -25,6 +25,7 @@ from tests.integration.live_api import (
 )
 from tests.relay import Relay
 from tests.service import wait_for
+from tests.web import web
 
 
 def test_who_leaves_leaves_nothing_behind(make_api: MakeApi) -> None:
@@ -127,7 +128,7 @@ def test_idle_streams_hold_no_connections(make_api: MakeApi, engine: Engine) -> 
         job = new_job(api)
         followers = [follow(api, job) for _ in range(40)]
         wait_for(lambda: all(follower.heard for follower in followers), what="forty, with a pool of ten")
-        assert httpx2.get(f"{api.base_url}/v1/models").status_code == 200
+        assert web.get(f"{api.base_url}/v1/models").status_code == 200
         end_abruptly(engine, job["id"])
         assert all(follower.wait().error is None for follower in followers)
 
@@ -204,7 +205,7 @@ def test_a_log_s_reader_that_takes_nothing_is_cut_off_too(make_api: MakeApi, eng
     with make_api(streams=StreamRules(stall=0.5)) as api:
         job = new_job(api)
         happen(engine, job["id"], count=150, what=RunnerLog(message="x" * 100_000))
-        whole = httpx2.get(api.base_url + job["links"]["logs"], timeout=60)
+        whole = web.get(api.base_url + job["links"]["logs"], timeout=60)
         assert [json.loads(line)["seq"] for line in whole.text.splitlines()] == list(range(1, 152))
         assert whole.headers["Cache-Control"] == "no-store"
         with raw_stream(api.base_url + job["links"]["logs"], window=2048) as slow:
@@ -218,5 +219,5 @@ def test_a_log_that_is_read_once_does_not_wait_for_those_who_read_history(make_a
         job = new_job(api)
         # All places are taken, and nobody gives one back.
         api.state.tail._reading._value = 0  # pyright: ignore[reportPrivateUsage]
-        assert httpx2.get(api.base_url + job["links"]["logs"], timeout=60).status_code == 200
-        assert httpx2.get(stream_of(api, job), timeout=60).status_code == 503
+        assert web.get(api.base_url + job["links"]["logs"], timeout=60).status_code == 200
+        assert web.get(stream_of(api, job), timeout=60).status_code == 503

@@ -4,7 +4,6 @@ import json
 import threading
 import uuid
 
-import httpx2
 import pytest
 from sqlalchemy import Engine, text
 
@@ -23,6 +22,7 @@ from tests.integration.live_api import (
     stream_of,
 )
 from tests.service import wait_for
+from tests.web import web
 
 
 def test_a_stream_tells_everything_from_the_start_and_ends_with_the_job(api: LiveApi, engine: Engine) -> None:
@@ -74,7 +74,7 @@ def test_it_goes_on_after_any_event(api: LiveApi, engine: Engine) -> None:
 def test_who_has_everything_of_a_job_that_is_over_is_told_to_stay_away(api: LiveApi, engine: Engine) -> None:
     job = new_job(api)
     end_abruptly(engine, job["id"])
-    response = httpx2.get(stream_of(api, job), headers={"Last-Event-ID": "2"})
+    response = web.get(stream_of(api, job), headers={"Last-Event-ID": "2"})
     assert (response.status_code, response.content) == (204, b"")
     retry(engine, job["id"])
     follower = follow(api, job, **{"Last-Event-ID": "2"})
@@ -89,22 +89,22 @@ def test_who_has_everything_of_a_job_that_is_over_is_told_to_stay_away(api: Live
 def test_a_place_that_is_none_is_refused(api: LiveApi, engine: Engine, place: str, is_over: bool) -> None:
     job = new_job(api)
     end_abruptly(engine, job["id"]) if is_over else happen(engine, job["id"])
-    response = httpx2.get(stream_of(api, job), headers=[(b"Last-Event-ID", place.encode())])
+    response = web.get(stream_of(api, job), headers=[(b"Last-Event-ID", place.encode())])
     assert (response.status_code, response.json()["error"]["code"]) == (400, "invalid_request")
     assert place not in response.json()["error"]["message"] or len(place) < 20
 
 
 def test_two_places_are_none(api: LiveApi) -> None:
     job = new_job(api)
-    response = httpx2.get(stream_of(api, job), headers=[("Last-Event-ID", "0"), ("Last-Event-ID", "1")])
+    response = web.get(stream_of(api, job), headers=[("Last-Event-ID", "0"), ("Last-Event-ID", "1")])
     assert response.status_code == 400
 
 
 @pytest.mark.parametrize("query", ["after=banana", "after=-1", "after=", f"after={2**63}"])
 def test_a_place_in_the_address_that_is_no_number_is_refused(api: LiveApi, query: str) -> None:
     job = new_job(api)
-    assert httpx2.get(f"{stream_of(api, job)}?{query}").status_code == 422
-    assert httpx2.get(f"{stream_of(api, job)}?after=7").status_code == 400, "ahead of the job"
+    assert web.get(f"{stream_of(api, job)}?{query}").status_code == 422
+    assert web.get(f"{stream_of(api, job)}?after=7").status_code == 400, "ahead of the job"
 
 
 def test_jobs_that_are_not_there_have_no_events(api: LiveApi) -> None:
@@ -175,7 +175,7 @@ def test_the_log_is_followed_to_the_end(api: LiveApi, engine: Engine) -> None:
     job = new_job(api)
     happen(engine, job["id"], count=2)
     url = api.base_url + job["links"]["logs"]
-    with httpx2.stream("GET", f"{url}?follow=true&after=1", timeout=60) as response:
+    with web.stream("GET", f"{url}?follow=true&after=1", timeout=60) as response:
         assert response.headers["Content-Type"].startswith("application/x-ndjson")
         assert response.headers["Cache-Control"] == "no-store"
         lines = (json.loads(line) for line in response.iter_lines() if line)
@@ -184,9 +184,9 @@ def test_the_log_is_followed_to_the_end(api: LiveApi, engine: Engine) -> None:
         assert next(lines)["seq"] == 4
         end_abruptly(engine, job["id"])
         assert [line["code"] for line in lines] == ["job.failed"]
-    assert httpx2.get(f"{url}?follow=true&after=5").content == b"", "it is over, and all is known"
-    assert httpx2.get(f"{url}?follow=true&after=6").status_code == 400
-    assert httpx2.get(f"{url}?after=6").content == b""
+    assert web.get(f"{url}?follow=true&after=5").content == b"", "it is over, and all is known"
+    assert web.get(f"{url}?follow=true&after=6").status_code == 400
+    assert web.get(f"{url}?after=6").content == b""
 
 
 @pytest.mark.parametrize("follow", ["", "&follow=true"])
@@ -207,7 +207,7 @@ def test_the_log_is_filtered(api: LiveApi, engine: Engine, follow: str) -> None:
         ("item_index=0", []),
         ("", [1, 2, 3, 4, 5, 6]),
     ):
-        lines = httpx2.get(f"{url}?{query}{follow}").text.splitlines()
+        lines = web.get(f"{url}?{query}{follow}").text.splitlines()
         assert [json.loads(line)["seq"] for line in lines] == expected, query
     for query in ("level=loud", "code=nothing", "item_index=100", "follow=perhaps"):
-        assert httpx2.get(f"{url}?{query}").status_code == 422
+        assert web.get(f"{url}?{query}").status_code == 422
