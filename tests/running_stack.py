@@ -17,10 +17,10 @@ from dreamforge.embedded.ports import free_port
 from dreamforge.embedded.ray_head import ray_folder
 from tests.service import Service, wait_for
 
-__all__ = ["RunningStack", "lives", "wait_for"]
+__all__ = ["DREAMFORGE", "RunningStack", "lives", "wait_for"]
 
 READY_SECONDS = 150.0
-_DREAMFORGE = (sys.executable, "-m", "dreamforge.cli.main")
+DREAMFORGE = (sys.executable, "-m", "dreamforge.cli.main")
 
 
 class RunningStack(Service):
@@ -61,7 +61,7 @@ class RunningStack(Service):
         """Start it; see ``wait_until_ready``. ``within`` is a command that runs another one, as `unshare` does."""
         with self.output.open("w") as output:
             self.process = subprocess.Popen(
-                [*within, *_DREAMFORGE, "up"],
+                [*within, *DREAMFORGE, "up"],
                 env=self.environment,
                 stdout=output,
                 stderr=subprocess.STDOUT,
@@ -71,7 +71,7 @@ class RunningStack(Service):
     def command(self, *arguments: str, seconds: float = 60.0) -> subprocess.CompletedProcess[str]:
         """Run `dreamforge …` over its data folder to the end."""
         return subprocess.run(
-            [*_DREAMFORGE, *arguments],
+            [*DREAMFORGE, *arguments],
             env=self.environment,
             capture_output=True,
             text=True,
@@ -81,7 +81,7 @@ class RunningStack(Service):
 
     def spawn(self, *arguments: str) -> subprocess.Popen[str]:
         """Start `dreamforge …` over its data folder, with its output in a pipe."""
-        return subprocess.Popen([*_DREAMFORGE, *arguments], env=self.environment, stdout=subprocess.PIPE, text=True)
+        return subprocess.Popen([*DREAMFORGE, *arguments], env=self.environment, stdout=subprocess.PIPE, text=True)
 
     def said(self) -> str:
         """What it has printed so far."""

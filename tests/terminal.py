@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Self
 
 CTRL_C = "\x03"
-_TAKE_TERMINAL = (
+TAKE_TERMINAL = (
     "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
 )
 _ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -23,7 +23,7 @@ class Terminal:
     """Runs ``command`` from ``with`` to the end of the block; nothing of it is left behind."""
 
     def __init__(self, command: Sequence[str], *, environment: Mapping[str, str]) -> None:
-        self._command = [sys.executable, "-c", _TAKE_TERMINAL, *command]
+        self._command = [sys.executable, "-c", TAKE_TERMINAL, *command]
         self._environment = {**environment, "TERM": "xterm", "COLUMNS": "100", "LINES": "40"}
         self._seen = ""
 

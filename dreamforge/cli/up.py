@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 
 from dreamforge.cli.configuration import FORESEEN, load_settings, sentence_of, told_to
+from dreamforge.cli.enduring import enduring_stdout
 from dreamforge.embedded.interrupts import HurryRequested, Interrupts, StopRequested
 from dreamforge.embedded.layout import Layout, lay_out, prepare_data_dir
 from dreamforge.embedded.report import Report
@@ -30,7 +31,7 @@ def up(
     ] = False,
 ) -> None:
     """Start everything on this machine and run until Ctrl-C. What ends by itself is started again."""
-    console = Console()
+    console = Console(file=enduring_stdout())
     with told_to(console):
         settings = load_settings()
         try:
@@ -51,9 +52,13 @@ def _run_in_foreground(settings: Settings, console: Console) -> None:
         # Before the layout, which makes secrets.
         lock.acquire()
         report = Report(console=console, log=data_dir / "logs" / UP_LOG)
-        layout = lay_out(settings, gpus=_gpus(settings))
-        stack = Stack(settings=settings, layout=layout, lock=lock, interrupts=interrupts, report=report)
-        _run(stack, layout, report, interrupts)
+        try:
+            layout = lay_out(settings, gpus=_gpus(settings))
+            stack = Stack(settings=settings, layout=layout, lock=lock, interrupts=interrupts, report=report)
+            _run(stack, layout, report, interrupts)
+        except FORESEEN as error:
+            report.fail(sentence_of(error))
+            raise
     except (StopRequested, HurryRequested):
         interrupts.caught()
 
@@ -68,10 +73,8 @@ def _run(stack: Stack, layout: Layout, report: Report, interrupts: Interrupts) -
     except StopRequested:
         interrupts.caught()
         _stop(stack, report, interrupts)
-    except BaseException as error:
+    except BaseException:
         interrupts.caught()
-        if isinstance(error, FORESEEN):
-            report.fail(sentence_of(error))
         with interrupts.ignored():
             stack.stop_parts()
         raise
@@ -122,6 +125,9 @@ def _follow(child: subprocess.Popen[bytes], data_dir: Path, log: Path, shown: in
                 # Without the time, which the log has.
                 console.print(line.rstrip("\n").partition(" ")[2], highlight=False, markup=False, soft_wrap=True)
             shown = stream.tell()
+        if code == 0:
+            # Another one was faster, or `dreamforge down` was.
+            raise AlreadyRunning(data_dir) if holder(data_dir) else StackError("It was stopped before it was ready.")
         if code is not None:
             raise StackError(f"It did not start; see {log}.")
         if state is not None and state.pid == child.pid and state.ready_at is not None:

@@ -21,7 +21,7 @@ VERSION = "1"
 SOURCE_URI = f"builtin:{NAME}"
 NOTICE = (
     "sdxl-tiny has random weights: it draws noise, to show that everything works. "
-    "Install a real SDXL model to draw pictures."
+    "To draw pictures, install a real SDXL model: dreamforge models add FOLDER (a folder in diffusers' layout)."
 )
 _SIZE = SizeRange(least=64, most=512, default=64)
 

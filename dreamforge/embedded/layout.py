@@ -11,6 +11,7 @@ from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.embedded.part import Part
 from dreamforge.embedded.postgres import Postgres
 from dreamforge.embedded.ray_head import RayHead, RayPorts
+from dreamforge.embedded.state import holder
 from dreamforge.embedded.trouble import StackError
 from dreamforge.embedded.valkey import Valkey
 from dreamforge.settings import Settings
@@ -81,6 +82,16 @@ def lay_out(settings: Settings, *, gpus: int) -> Layout:
         dashboard_url=ray.dashboard_url if ray else str(settings.ray_address).rstrip("/"),
         ray_token=ray.token() if ray else _given_token(settings),
     )
+
+
+def database_url_of(settings: Settings) -> str:
+    """The service's database: the one that is set, else that of the stack that runs here. Raises ``StackError``."""
+    if settings.database_url:
+        return _secret(settings.database_url)
+    data_dir = settings.data_dir.absolute()
+    if holder(data_dir) is None:
+        raise StackError(f"Nothing is running over {data_dir}, and DREAMFORGE_DATABASE_URL names no database.")
+    return _postgres(settings, data_dir).url()
 
 
 def _postgres(settings: Settings, data_dir: Path) -> Postgres:

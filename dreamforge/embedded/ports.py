@@ -1,5 +1,6 @@
 """Ports on loopback."""
 
+import errno
 import random
 import socket
 
@@ -27,6 +28,10 @@ def require_free(port: int, *, what: str, setting: str, host: str = LOOPBACK) ->
     try:
         _bind(host, port)
     except OSError as error:
+        if error.errno == errno.EACCES:
+            raise StackError(
+                f"Port {port}, for {what}, is not for this user to use. Set {setting} to one above 1023."
+            ) from error
         raise StackError(
             f"Port {port}, for {what}, is taken ({error.strerror}). Set {setting} to another one."
         ) from error

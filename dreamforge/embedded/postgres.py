@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from urllib.parse import quote
 
+import psutil
 import psycopg
 from psycopg import sql
 
@@ -64,8 +65,10 @@ class Postgres:
             self._prepare(unfinished)
             self._initialise(unfinished)
             unfinished.rename(self._data)
-        self._prepare(self._data)
         self._require_version()
+        self._require_owner()
+        self._prepare(self._data)
+        self._forget_dead_postmaster()
         command = [
             str(self._binaries / "postgres"), "-D", str(self._data), "-h", LOOPBACK, "-p", str(self._port),
             "-c", "unix_socket_directories=", "-c", "password_encryption=scram-sha-256", "-c", "max_connections=200",
@@ -130,6 +133,31 @@ class Postgres:
                 "Dump it with that version and restore it here, or set DREAMFORGE_DATA_DIR to another folder."
             )
 
+    def _require_owner(self) -> None:
+        # Nobody else can read it, root's PostgreSQL neither, since it does not run as root.
+        if self._user:
+            _ensure_system_user()
+        owner = (self._data / "PG_VERSION").stat().st_uid
+        if owner != (pwd.getpwnam(SYSTEM_USER).pw_uid if self._user else os.geteuid()):
+            raise StackError(
+                f"{self._data} belongs to the user {_name_of(owner)}: run as that user, "
+                "or set DREAMFORGE_DATA_DIR to another folder."
+            )
+
+    def _forget_dead_postmaster(self) -> None:
+        """Remove the pid file of a server that was killed.
+
+        PostgreSQL keeps it as soon as any process of its user has that number now, as happens after a restart of the
+        machine or of a container. Two stacks over one folder are kept apart by the folder's lock.
+        """
+        path = self._data / "postmaster.pid"
+        try:
+            pid = int(path.read_text().partition("\n")[0])
+        except (FileNotFoundError, ValueError):
+            return
+        if not _is_postgres(pid):
+            path.unlink(missing_ok=True)
+
     def _initialise(self, folder: Path) -> None:
         # From a descriptor: the password is in no argument and in no file that the server's user could not read.
         reading, writing = os.pipe()
@@ -170,6 +198,20 @@ def _binaries() -> Path:
             "or set DREAMFORGE_DATABASE_URL."
         )
     return Path(spec.origin).parent / f"pginstall{_MAJOR}" / "bin"
+
+
+def _is_postgres(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).name() in {"postgres", "postmaster"}
+    except psutil.NoSuchProcess:
+        return False
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _ensure_system_user() -> None:

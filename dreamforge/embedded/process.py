@@ -21,7 +21,10 @@ _LIBC = ctypes.CDLL(None)
 
 @dataclass(frozen=True)
 class Program:
-    """What to run. ``user`` is a system user to run as, None for our own."""
+    """What to run. ``user`` is a system user to run as, None for our own.
+
+    ``vital`` are names of child processes without which it serves nothing, although it may live on.
+    """
 
     name: str
     command: Sequence[str]
@@ -29,6 +32,7 @@ class Program:
     environment: Mapping[str, str] | None = None
     user: str | None = None
     stop_signal: signal.Signals = signal.SIGTERM
+    vital: Sequence[str] = ()
 
 
 class ServerProcess:
@@ -40,6 +44,7 @@ class ServerProcess:
     def __init__(self, program: Program) -> None:
         self._program = program
         program.log.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._vital: dict[str, psutil.Process] = {}
         self._log_start = program.log.stat().st_size if program.log.exists() else 0
         with program.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -71,6 +76,14 @@ class ServerProcess:
         """None while it runs."""
         return self._process.poll()
 
+    @property
+    def ending(self) -> str | None:
+        """How it has ended, in a few words; None while it runs."""
+        code = self.exit_code
+        if code is not None:
+            return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+        return next((f"its {name} is gone" for name, child in self._vital.items() if not _lives(child)), None)
+
     def wait_until(self, is_ready: Callable[[], bool], *, timeout: float) -> None:
         """Return once ``is_ready``. Raises ``StackError`` when the server ends before, or takes too long."""
         deadline = time.monotonic() + timeout
@@ -80,6 +93,7 @@ class ServerProcess:
             if time.monotonic() > deadline:
                 raise StackError(f"{self._program.name} was not ready after {timeout:g} s:\n{self.log_tail()}")
             time.sleep(_POLL_SECONDS)
+        self._vital = {name: child for child in self._children() if (name := child.name()) in self._program.vital}
 
     def wait_for_end(self, *, timeout: float) -> int:
         """The exit code. Raises ``StackError`` when it takes too long."""
@@ -116,3 +130,13 @@ class ServerProcess:
             return [process, *process.children(recursive=True)]
         except psutil.NoSuchProcess:
             return []
+
+    def _children(self) -> list[psutil.Process]:
+        return psutil.Process(self.pid).children() if self._program.vital else []
+
+
+def _lives(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

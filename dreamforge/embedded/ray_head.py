@@ -73,7 +73,14 @@ class RayHead:
         self._forget_old_sessions()
         ray = Path(sys.executable).parent / "ray"
         self._server = ServerProcess(
-            Program(name="Ray", command=[str(ray), *self._arguments()], log=self._log, environment=self._environment())
+            Program(
+                name="Ray",
+                command=[str(ray), *self._arguments()],
+                log=self._log,
+                environment=self._environment(),
+                # `ray start` waits for ever when they have ended in good order, as `ray stop` ends them.
+                vital=("gcs_server", "raylet"),
+            )
         )
 
     def wait_ready(self) -> str:
@@ -134,7 +141,8 @@ class RayHead:
 
     def _environment(self) -> dict[str, str]:
         proxy = self.folder / "h"
-        inherited = inherited_environment()
+        # A token of the user's would go before the file that holds ours.
+        inherited = {name: value for name, value in inherited_environment().items() if name != "RAY_AUTH_TOKEN"}
         path = [str(PROJECT), *filter(None, [inherited.get("PYTHONPATH")])]
         return {
             **inherited,

@@ -14,6 +14,7 @@ from dreamforge.embedded.trouble import StackError
 _PATH = "/api/serve/applications/"
 _DEPLOY_SECONDS = 180.0
 _POLL_SECONDS = 0.2
+_LONGEST_LINE = 400
 
 
 class ServeApplications:
@@ -40,7 +41,7 @@ class ServeApplications:
             states = self._states()
             for name, (status, message) in states.items():
                 if status in {"DEPLOY_FAILED", "UNHEALTHY"}:
-                    raise StackError(f"The application {name!r} could not be deployed:\n  {message.strip()[-1500:]}")
+                    raise StackError(f"The application {name!r} could not be deployed: {_last_line(message)}")
             if states and all(status == "RUNNING" for status, _ in states.values()):
                 return
             if time.monotonic() > deadline:
@@ -68,6 +69,12 @@ class ServeApplications:
             name: (application["status"], application.get("message") or "")
             for name, application in details["applications"].items()
         }
+
+
+def _last_line(message: str) -> str:
+    """What went wrong, out of a message that holds a whole traceback; Ray's logs have all of it."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return f"{lines[-1][:_LONGEST_LINE] if lines else 'Serve does not say why.'} (`dreamforge logs` has more)"
 
 
 def load_config(*, host: str, port: int) -> dict[str, Any]:

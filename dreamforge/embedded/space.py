@@ -20,6 +20,15 @@ def require_space(data_dir: Path) -> None:
         )
 
 
+def require_space_for_ray(folder: Path) -> None:
+    """Raise ``StackError`` when less than 500 MiB are free where Ray keeps its sessions, which no setting moves."""
+    if is_scarce(folder):
+        raise StackError(
+            f"Only {_free_mib(folder)} MiB are free in {folder}, where Ray keeps its logs and sockets; "
+            f"{_LEAST_MIB} MiB are needed. Make room there."
+        )
+
+
 def is_scarce(data_dir: Path) -> bool:
     """True while less than 500 MiB are free where the data lie."""
     return _free_mib(data_dir) < _LEAST_MIB

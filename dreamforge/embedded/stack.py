@@ -16,13 +16,15 @@ from dreamforge.embedded.part import TITLES, Part
 from dreamforge.embedded.ports import require_free
 from dreamforge.embedded.report import Report
 from dreamforge.embedded.serve import ServeApplications, load_config
-from dreamforge.embedded.space import require_space
-from dreamforge.embedded.state import DataDirLock, PartState, StackState, forget_state, write_state
+from dreamforge.embedded.space import require_space, require_space_for_ray
+from dreamforge.embedded.state import DataDirLock, PartState, StackState, forget_state, left_behind, write_state
 from dreamforge.embedded.trouble import StackError
 from dreamforge.embedded.watch import Watch
 from dreamforge.settings import Settings
 
 _DRAIN_MARGIN = 2.0
+_OUTLAST_SECONDS = 30.0
+_POLL_SECONDS = 0.1
 
 
 class Stack:
@@ -48,6 +50,9 @@ class Stack:
         """Start everything. The notice of the built-in model, when that is what jobs will find."""
         adopt_orphans()
         require_space(self._layout.data_dir)
+        if self._layout.ray is not None:
+            require_space_for_ray(self._layout.ray.folder.parent)
+        self._outlast_killed_run()
         self._require_ports()
         if any(
             (
@@ -62,6 +67,7 @@ class Stack:
 
             with self._report.part("Servers of yours", "asking whether they let us in"):
                 require_external(self._settings, self._layout.blobs, ray_token=self._layout.ray_token)
+            self._require_servers_of_the_cluster()
         self.base_url = api_address(self._settings)
         self._start_parts()
         notice = self._prepare_service()
@@ -104,7 +110,7 @@ class Stack:
     def require_alive(self) -> None:
         """Raise ``StackError`` when a server has ended."""
         for name, part in self._parts.items():
-            if part.process is not None and part.process.exit_code is not None:
+            if part.process is not None and part.process.ending is not None:
                 raise StackError(f"{TITLES[name]} has ended:\n{part.process.log_tail()}")
 
     def stop(self) -> None:
@@ -165,6 +171,27 @@ class Stack:
             self._deploy()
         self._write_state()
 
+    def _outlast_killed_run(self) -> None:
+        """Let the servers of a run that was killed end: they hold its ports and files for a moment."""
+        if left_behind(self._layout.data_dir):
+            with self._report.part("The run before", "it was killed; waiting for its servers to end"):
+                deadline = time.monotonic() + _OUTLAST_SECONDS
+                while left_behind(self._layout.data_dir) and time.monotonic() < deadline:
+                    time.sleep(_POLL_SECONDS)
+
+    def _require_servers_of_the_cluster(self) -> None:
+        # Its processes have their settings from where Ray was started: ours would be others.
+        needed = {
+            "DREAMFORGE_DATABASE_URL": self._settings.database_url,
+            "DREAMFORGE_REDIS_URL": self._settings.redis_url,
+            "DREAMFORGE_S3_ENDPOINT": self._settings.s3_endpoint,
+        }
+        missing = [name for name, value in needed.items() if not value]
+        if self._settings.ray_address and missing:
+            raise StackError(
+                f"RAY_ADDRESS names a cluster of yours; set {', '.join(missing)} too, as where its Ray was started."
+            )
+
     def _connect_applications(self) -> ServeApplications:
         return ServeApplications(
             dashboard_url=self._layout.dashboard_url, token=self._layout.ray_token, alive=self.require_alive
@@ -188,9 +215,14 @@ class Stack:
             (layout.ray, "the Ray dashboard", "DREAMFORGE_DASHBOARD_PORT", settings.dashboard_port),
         ):
             wanted.append((part is not None, what, setting, port, "127.0.0.1"))
+        taken: dict[int, str] = {}
         for is_ours, what, setting, port, host in wanted:
-            if is_ours:
-                require_free(port, what=what, setting=setting, host=host)
+            if not is_ours:
+                continue
+            if port in taken:
+                raise StackError(f"{taken[port]} and {setting} are both {port}. Set one of them to another port.")
+            taken[port] = setting
+            require_free(port, what=what, setting=setting, host=host)
 
     def _write_state(self) -> None:
         parts = {

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
 
+import psutil
+
 from dreamforge.embedded.trouble import AlreadyRunning
 
 _STATE_FILE = "stack.json"
@@ -108,6 +110,25 @@ def read_state(data_dir: Path) -> StackState | None:
     state = StackState(**content, parts=parts)
     # A file that a killed stack left says nothing about the one that runs now.
     return state if state.pid == pid else None
+
+
+def left_behind(data_dir: Path) -> list[psutil.Process]:
+    """Servers that live on of a stack which was killed: they end by themselves, Ray's after a while."""
+    path = data_dir / _STATE_FILE
+    try:
+        written_at = path.stat().st_mtime
+        pids = [part["pid"] for part in json.loads(path.read_text())["parts"].values()]
+    except (FileNotFoundError, ValueError, KeyError):
+        return []
+    return [process for pid in pids if (process := _process(pid)) and process.create_time() <= written_at]
+
+
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process
+    except psutil.NoSuchProcess:
+        return None
 
 
 def forget_state(data_dir: Path) -> None:

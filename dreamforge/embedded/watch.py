@@ -1,6 +1,5 @@
 """Watching over the running parts: one that ends is started again."""
 
-import signal
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -49,11 +48,11 @@ class Watch:
     def look(self) -> None:
         """Notice what has ended, and start again what is due."""
         for name, part in self._parts.items():
-            code = None if part.process is None else part.process.exit_code
-            if code is None:
+            ending = None if part.process is None else part.process.ending
+            if ending is None:
                 continue
             if name not in self._due_at:
-                self._schedule(name, f"{TITLES[name]} has ended ({_in_words(code)})")
+                self._schedule(name, f"{TITLES[name]} has ended ({ending})")
             if self._clock() >= self._due_at[name]:
                 self._start_again(name)
         self._look_at_the_disk()
@@ -71,6 +70,7 @@ class Watch:
 
     def _start_again(self, name: str) -> None:
         # What the dead server has left running would hold its ports and its files.
+        self._parts[name].stop()
         end_orphans(known=[part.process.pid for part in self._parts.values() if part.process is not None])
         began = self._clock()
         try:
@@ -90,7 +90,3 @@ class Watch:
         ends = self._ends.get(name, 0)
         self._ends[name] = ends + 1
         return min(_MOST_BACKOFF, 2.0 ** (ends - 1)) if ends else 0.0
-
-
-def _in_words(code: int) -> str:
-    return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"

@@ -51,6 +51,11 @@ def driver_url(database_url: str) -> str:
     return make_url(database_url).set(drivername="postgresql+psycopg").render_as_string(hide_password=False)
 
 
+def libpq_url(database_url: str) -> str:
+    """The URL as psycopg itself takes it, whichever Postgres scheme it came with."""
+    return make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
 def open_engine(database_url: str, *, application: str, pool_size: int = 5) -> Engine:
     """A pooled engine for threads: the dispatcher and the supervisors."""
     engine = create_engine(

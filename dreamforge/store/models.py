@@ -101,6 +101,14 @@ class ModelRegistry:
             )
             connection.execute(insert(ModelFileRow), new.file_rows(new.id))
 
+    def make_default(self, model_id: uuid.UUID) -> None:
+        """Have jobs that name no model take this one."""
+        with database_errors(), self._engine.begin() as connection:
+            connection.execute(update(ModelRow).where(ModelRow.is_default).values(is_default=False))
+            connection.execute(
+                update(ModelRow).where(ModelRow.id == model_id).values(is_default=True, updated_at=func.now())
+            )
+
     def refresh(self, new: NewModel, *, with_files: bool) -> bool:
         """Bring what a registered model says of itself up to date: where it lies, schema, capabilities, metadata.
 

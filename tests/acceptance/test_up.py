@@ -1,8 +1,11 @@
 """`dreamforge up` from its start to its end: what it leaves behind, and what it says when it cannot start."""
 
 import os
+import pty
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +15,8 @@ import psycopg
 import pytest
 
 from dreamforge.embedded.object_store import ObjectStore
-from tests.running_stack import RunningStack, lives, wait_for
+from tests.running_stack import DREAMFORGE, RunningStack, lives, wait_for
+from tests.terminal import TAKE_TERMINAL
 from tests.web import web
 
 pytestmark = pytest.mark.timeout(400)
@@ -51,6 +55,7 @@ def _assert_nothing_left(stack: RunningStack, family: list[psutil.Process]) -> N
 
 def test_ctrl_c_ends_everything_within_20_seconds_and_the_data_are_there_afterwards(own_stack: RunningStack) -> None:
     own_stack.variables["DREAMFORGE_SELF_CHECK"] = "true"
+    own_stack.variables["RAY_AUTH_TOKEN"] = "of-another-cluster"
     own_stack.start()
     own_stack.wait_until_ready()
     job = own_stack.run(count=2, params={"prompt": "kept", "seed": 3})
@@ -97,27 +102,76 @@ def test_ctrl_c_while_it_starts_leaves_nothing(own_stack: RunningStack, sign: st
     _assert_nothing_left(own_stack, family)
 
 
-def test_killed_outright_it_takes_its_servers_along(own_stack: RunningStack) -> None:
+def test_killed_outright_it_takes_its_servers_along_and_starts_again_at_once(own_stack: RunningStack) -> None:
     own_stack.start()
     wait_for(lambda: "Service: deploying" in own_stack.said(), what="the deployment")
     family = own_stack.family()
     own_stack.send(signal.SIGKILL)
     own_stack.wait_for_end()
+
+    own_stack.start()
+    own_stack.wait_until_ready()
     # Ray's agents look for their raylet only now and then.
     wait_for(lambda: not _living(family), seconds=90, what="the servers' end", instead=lambda: _living(family))
+    family = own_stack.family()
+    own_stack.send(signal.SIGINT)
+    assert own_stack.wait_for_end() == 0
     wait_for(lambda: not _marked(own_stack), what="the workers' end", instead=lambda: _marked(own_stack))
+    _assert_nothing_left(own_stack, family)
 
 
-def test_a_taken_port_is_named_with_the_setting_that_moves_it(own_stack: RunningStack) -> None:
+@pytest.mark.parametrize("reader", ["a pipe", "a terminal"])
+def test_it_stops_in_order_when_nobody_reads_what_it_says(own_stack: RunningStack, reader: str) -> None:
+    ours, theirs = os.pipe() if reader == "a pipe" else pty.openpty()
+    own_stack.process = subprocess.Popen(
+        [*((sys.executable, "-c", TAKE_TERMINAL) if reader == "a terminal" else ()), *DREAMFORGE, "up"],
+        env=own_stack.environment,
+        stdin=theirs if reader == "a terminal" else subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+    )
+    os.close(theirs)
+    log = own_stack.data_dir / "logs" / "up.log"
+    wait_for(lambda: log.exists() and "Ray: starting" in log.read_text(), what="its log")
+    family = own_stack.family()
+    # A terminal that is closed says so by SIGHUP.
+    os.close(ours)
+    if reader == "a pipe":
+        own_stack.send(signal.SIGINT)
+    assert own_stack.wait_for_end() == 0
+    _assert_nothing_left(own_stack, family)
+    assert "✓ Stopped" in log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("PORT", "the API"),
+        ("POSTGRES_PORT", "PostgreSQL"),
+        ("REDIS_PORT", "Valkey"),
+        ("S3_PORT", "the S3 server"),
+        ("RAY_PORT", "Ray"),
+        ("DASHBOARD_PORT", "the Ray dashboard"),
+    ],
+)
+def test_a_taken_port_is_named_with_the_setting_that_moves_it(own_stack: RunningStack, name: str, what: str) -> None:
+    port = own_stack.ports[name]
     with socket.socket() as taken:
-        taken.bind(("127.0.0.1", own_stack.ports["S3_PORT"]))
+        taken.bind(("127.0.0.1", port))
         taken.listen()
         own_stack.start()
         assert own_stack.wait_for_end() == 1
     said = own_stack.said()
-    assert f"Port {own_stack.ports['S3_PORT']}, for the S3 server, is taken" in said
-    assert "DREAMFORGE_S3_PORT" in said
+    assert f"✗ Port {port}, for {what}, is taken (Address already in use). Set DREAMFORGE_{name} to another" in said
     assert "Traceback" not in said
+
+
+def test_two_settings_with_one_port_are_named(own_stack: RunningStack) -> None:
+    port = own_stack.ports["S3_PORT"] = own_stack.ports["PORT"]
+    own_stack.start()
+    assert own_stack.wait_for_end() == 1
+    assert f"✗ DREAMFORGE_PORT and DREAMFORGE_S3_PORT are both {port}." in own_stack.said()
 
 
 def test_a_second_one_over_the_same_data_says_so(own_stack: RunningStack) -> None:
