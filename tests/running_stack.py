@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
 
 import psutil
 
@@ -133,6 +134,12 @@ class RunningStack(Service):
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
         shutil.rmtree(self.ray_folder, ignore_errors=True)
+
+    @property
+    def database_url(self) -> str:
+        """Its embedded PostgreSQL's."""
+        password = (self.data_dir / "secrets" / "postgres_password").read_text().strip()
+        return f"postgresql://dreamforge:{quote(password)}@127.0.0.1:{self.ports['POSTGRES_PORT']}/dreamforge"
 
     def state(self) -> dict[str, Any]:
         """What it wrote about itself."""

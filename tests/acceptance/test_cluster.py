@@ -99,6 +99,15 @@ def test_serve_deploy_is_all_that_a_cluster_needs(cluster: RayCluster) -> None:
     }
 
 
+def test_without_the_token_the_cluster_lets_nobody_in(cluster: RayCluster) -> None:
+    for path in ("/api/jobs/", "/api/serve/applications/", "/nodes?view=summary"):
+        assert web.get(f"{cluster.dashboard_url}{path}").status_code in {401, 403}, path
+        wrong = web.get(f"{cluster.dashboard_url}{path}", headers={"Authorization": "Bearer a-wrong-one"})
+        assert wrong.status_code in {401, 403}, path
+        right = web.get(f"{cluster.dashboard_url}{path}", headers={"Authorization": f"Bearer {cluster.token}"})
+        assert right.status_code == 200, path
+
+
 def test_everything_but_the_steps_is_on_the_head(cluster: RayCluster) -> None:
     def names(node: str) -> list[str]:
         return [" ".join(process.cmdline()) for process in cluster.nodes[node].family()]

@@ -1,6 +1,7 @@
 """`dreamforge up --detach`, `status`, `logs` and `down`, as a person types them."""
 
 import json
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,12 +78,54 @@ def test_a_second_up_says_so_and_leaves_the_first_alone(detached: RunningStack) 
         ("valkey", "Ready to accept connections"),
         ("ray", "Ray runtime started"),
         ("dispatcher", "claimed"),
+        ("api", '"message"'),
+        ("steps", "generate"),
+        ("s3", "Starting S3 server"),
     ],
 )
 def test_logs_shows_what_a_part_has_written(detached: RunningStack, name: str, word: str) -> None:
     result = detached.command("logs", name, "-n", "1000")
     assert result.returncode == 0
     assert word in result.stdout
+
+
+def test_logs_shows_all_parts_where_none_is_named(detached: RunningStack) -> None:
+    said = detached.command("logs", "-n", "1").stdout
+    for name in ("up.log", "postgres.log", "valkey.log", "ray.log"):
+        assert f"{name} <==" in said
+
+
+def test_a_model_of_one_s_own_draws(detached: RunningStack, tmp_path: Path) -> None:
+    assert detached.models_dir is not None
+    (built,) = detached.models_dir.glob("sdxl/*")
+    added = detached.command("models", "add", str(shutil.copytree(built, tmp_path / "my-xl")), "--no-default")
+    assert added.returncode == 0, added.stderr
+    job = detached.run(model_id="my-xl", params={"prompt": "mine", "width": 64, "height": 64, "steps": 2})
+    assert job["status"] == "succeeded", job["error"]
+    assert "draws noise" in detached.said()
+    assert "dreamforge models add FOLDER" in detached.get("/v1/models/sdxl-tiny").json()["metadata"]["description"]
+
+
+def test_detached_it_says_why_it_did_not_start(tmp_path: Path) -> None:
+    (tmp_path / "secrets").mkdir()
+    (tmp_path / "secrets" / "valkey_password").touch()
+    result = RunningStack(data_dir=tmp_path).command("up", "--detach")
+    assert result.returncode == 1
+    assert f"✗ {tmp_path}/secrets/valkey_password is empty" in result.stdout
+    assert "Traceback" not in result.stdout + result.stderr
+
+
+def test_of_two_that_start_in_the_background_at_once_one_says_that_the_other_runs(tmp_path: Path) -> None:
+    stack = RunningStack(data_dir=tmp_path)
+    both = [stack.spawn("up", "--detach") for _ in range(2)]
+    try:
+        wait_for(lambda: any(process.poll() is not None for process in both), what="one to say so")
+        (first,) = [process for process in both if process.poll() is not None]
+        assert (first.returncode, "A stack is running over" in first.communicate()[0]) == (0, True)
+    finally:
+        stack.command("down")
+        for process in both:
+            process.communicate(timeout=60)
 
 
 def test_logs_knows_its_parts(detached: RunningStack) -> None:

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from dreamforge.embedded.postgres import Postgres
 from dreamforge.store.engine import open_engine
 from tests.integration.factories import a_model
 from tests.running_stack import RunningStack
@@ -44,13 +43,7 @@ def job(stack: RunningStack) -> dict[str, Any]:
 @pytest.fixture
 def unusable(stack: RunningStack) -> Iterator[dict[str, str]]:
     """The error code of each of three models that the service knows and cannot use, by name."""
-    server = Postgres(
-        data=stack.data_dir / "postgres",
-        port=stack.ports["POSTGRES_PORT"],
-        log=stack.data_dir / "unused.log",
-        password_file=stack.data_dir / "secrets" / "postgres_password",
-    )
-    engine = open_engine(server.url(), application="tests", pool_size=1)
+    engine = open_engine(stack.database_url, application="tests", pool_size=1)
     models = {
         "model_not_installed": a_model(engine, kind="absent"),
         "model_disabled": a_model(engine, kind="off"),

@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from tests.refusal import Refusals
@@ -114,6 +115,18 @@ def test_a_stack_that_was_killed_with_all_its_servers_comes_back_as_it_was(own_s
     assert own_stack.get(job["links"]["self"]).json() == job
     assert [artifact["checksum"] for artifact in own_stack.artifacts(job)] == artifacts
     assert own_stack.run(params={"prompt": "new"})["status"] == "succeeded"
+
+    with psycopg.connect(own_stack.database_url) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    own_stack.send(signal.SIGTERM)
+    assert own_stack.wait_for_end() == 0
+    own_stack.start()
+    assert own_stack.wait_for_end(seconds=60) == 1
+    sentence = own_stack.said().strip().splitlines()[-1]
+    assert sentence.startswith("✗ ")
+    assert "'9999'" in sentence
+    assert "newer Dream Forge" in sentence
+    assert "Traceback" not in own_stack.said()
 
 
 def test_it_runs_without_root_and_without_shared_memory(own_stack: RunningStack) -> None:

@@ -186,3 +186,12 @@ def test_a_file_for_the_token_that_is_not_there(refusals: Refusals, tmp_path: Pa
     refusals.sentence(
         "RAY_AUTH_TOKEN_PATH", RAY_ADDRESS="http://127.0.0.1:1", RAY_AUTH_TOKEN_PATH=str(tmp_path / "no-such-file")
     )
+
+
+def test_a_cluster_without_the_servers_that_it_was_started_with(refusals: Refusals, ray: RayHead) -> None:
+    refusals.sentence(
+        "RAY_ADDRESS names a cluster of yours; set DREAMFORGE_DATABASE_URL, DREAMFORGE_REDIS_URL, "
+        "DREAMFORGE_S3_ENDPOINT too",
+        RAY_ADDRESS=ray.dashboard_url,
+        RAY_AUTH_TOKEN=ray.token(),
+    )

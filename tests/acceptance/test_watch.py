@@ -33,22 +33,23 @@ def _process_of(stack: RunningStack, part: str, command: str | None) -> int:
 
 
 @pytest.mark.parametrize(
-    ("part", "title", "command"),
+    ("part", "title", "command", "number"),
     [
-        ("postgres", "PostgreSQL", None),
-        ("valkey", "Valkey", None),
-        ("s3", "S3", None),
-        ("ray", "Ray", None),
-        ("ray", "Ray", "gcs_server"),
-        ("ray", "Ray", "raylet/raylet"),
+        ("postgres", "PostgreSQL", None, signal.SIGKILL),
+        ("valkey", "Valkey", None, signal.SIGKILL),
+        ("s3", "S3", None, signal.SIGKILL),
+        ("ray", "Ray", None, signal.SIGKILL),
+        # As `ray stop` ends it, after which `ray start` itself lives on.
+        ("ray", "Ray", "gcs_server", signal.SIGTERM),
+        ("ray", "Ray", "raylet/raylet", signal.SIGKILL),
     ],
     ids=["postgres", "valkey", "s3", "ray", "the GCS", "the raylet"],
 )
-def test_a_killed_server_is_started_again_and_draws(
-    watched: RunningStack, part: str, title: str, command: str | None
+def test_a_server_that_has_ended_is_started_again_and_draws(
+    watched: RunningStack, part: str, title: str, command: str | None, number: signal.Signals
 ) -> None:
     before = len(watched.said().splitlines())
-    os.kill(_process_of(watched, part, command), signal.SIGKILL)
+    os.kill(_process_of(watched, part, command), number)
 
     def news() -> list[str]:
         return watched.said().splitlines()[before:]

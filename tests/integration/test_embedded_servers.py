@@ -1,8 +1,10 @@
 """Each embedded server by itself: it keeps what it was given, and lets nobody in who has no key."""
 
 import os
+import pwd
 import signal
 import socket
+import subprocess
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -278,3 +280,40 @@ def test_the_object_store_refuses_who_does_not_sign_or_signs_wrongly(started: Ca
     with pytest.raises(StorageUnavailable):
         stranger.put("folder/key", b"forged", content_type="text/plain")
     assert kind.read(server) == "kept"
+
+
+@pytest.fixture
+def postgres_folder(tmp_path: Path) -> Path:
+    """Where a PostgreSQL has been, and has stopped."""
+    server = _postgres(tmp_path, free_port())
+    server.start()
+    try:
+        server.wait_ready()
+    finally:
+        server.stop()
+    return tmp_path
+
+
+def test_a_pid_file_whose_number_somebody_else_has_now_does_not_hold_postgresql_up(postgres_folder: Path) -> None:
+    data = postgres_folder / "data"
+    owner = (data / "PG_VERSION").stat().st_uid
+    server = _postgres(postgres_folder, free_port())
+    with subprocess.Popen(["sleep", "600"], user=owner) as other:
+        (data / "postmaster.pid").write_text(f"{other.pid}\n{data}\n1\n5432\n\n127.0.0.1\n\nready\n")
+        try:
+            server.start()
+            assert server.wait_ready()
+        finally:
+            server.stop()
+            other.kill()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+def test_a_folder_of_another_user_is_named_and_left_alone(postgres_folder: Path) -> None:
+    data = postgres_folder / "data"
+    nobody = pwd.getpwnam("nobody")
+    for path in (data, *data.rglob("*")):
+        os.chown(path, nobody.pw_uid, nobody.pw_gid)
+    with pytest.raises(StackError, match="belongs to the user nobody: run as that user"):
+        _postgres(postgres_folder, free_port()).start()
+    assert {path.stat().st_uid for path in (data, *data.rglob("*"))} == {nobody.pw_uid}
