@@ -6,6 +6,7 @@ import logging
 import select
 import socket
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from dreamforge.api.cursor import encode_artifact_cursor
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.models import NewModel
 from tests.integration.door import GOOD, JSON, api_state, assert_envelope, served
+from tests.integration.factories import finish
 
 
 def _params(**params: Any) -> dict[str, Any]:
@@ -184,6 +186,36 @@ def test_ids_that_are_none_are_not_found(client: TestClient, job_id: str) -> Non
     for path in ("", "/artifacts", "/logs"):
         assert_envelope(client.get(f"/v1/jobs/{job_id}{path}"), 404, "not_found")
     assert_envelope(client.post(f"/v1/jobs/{job_id}/cancel"), 404, "not_found")
+
+
+@pytest.mark.parametrize(
+    "respelled",
+    [
+        lambda id: f"{{{id}}}",
+        lambda id: f"urn:uuid:{id}",
+        lambda id: id.replace("-", ""),
+        lambda id: id.translate({ord("0") + digit: 0x0660 + digit for digit in range(10)}),
+    ],
+    ids=["braces", "urn", "no dashes", "other digits"],
+)
+def test_a_thing_has_one_address(
+    client: TestClient, engine: Engine, object_store: ObjectStore, model: NewModel, respelled: Callable[[str], str]
+) -> None:
+    job = client.post("/v1/jobs", json=GOOD).json()
+    finish(engine, object_store.blobs(), count=1)
+    artifact = client.get(job["links"]["artifacts"]).json()["items"][0]
+    for path in ("", "/artifacts", "/logs", "/logs?follow=true", "/progress", "/progress/stream"):
+        assert client.get(f"/v1/jobs/{job['id']}{path}").status_code == 200
+        assert_envelope(client.get(f"/v1/jobs/{respelled(job['id'])}{path}"), 404, "not_found")
+    for method, path in (("POST", "/cancel"), ("POST", "/retry"), ("DELETE", "")):
+        assert_envelope(client.request(method, f"/v1/jobs/{respelled(job['id'])}{path}"), 404, "not_found")
+    for path in ("", "/content"):
+        assert_envelope(client.get(f"/v1/artifacts/{respelled(artifact['id'])}{path}"), 404, "not_found")
+    model_id = respelled(str(model.id))
+    assert client.get(f"/v1/models/{model.id}").status_code == 200
+    assert_envelope(client.get(f"/v1/models/{model_id}"), 404, "not_found")
+    assert_envelope(client.get("/v1/jobs", params={"model_id": model_id}), 422, "unknown_model")
+    assert_envelope(client.post("/v1/jobs", json={**GOOD, "model_id": model_id}), 422, "unknown_model")
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from dreamforge.api.tail import BATCH, Page, StreamBroken
 from dreamforge.api.tail_reading import Reading
 from dreamforge.errors import DatabaseUnavailable, NotFound
 from dreamforge.jobs.events import EventCode
+from dreamforge.jobs.identity import uuid_of
 from dreamforge.store.events import EventFilter, EventRecord
 
 router = APIRouter(prefix="/v1/jobs", tags=["events"])
@@ -67,9 +68,10 @@ async def get_job_logs(
         page = await _page(job_id, state, after=after)
         reading = _reading(job_id, state, after=after, page=page, wanted=wanted)
         return LiveResponse(_log(reading), media_type=NDJSON, stall=state.rules.streams.stall)
-    if await state.events.user_of(_identity(job_id)) != _USER:
+    identity = _identity(job_id)
+    if await state.events.user_of(identity) != _USER:
         raise _not_found()
-    events = state.jobs.events(uuid.UUID(job_id), wanted)
+    events = state.jobs.events(identity, wanted)
     # Read before the answer begins: an error can still be told.
     first = await anext(events, None)
     return LiveResponse(_lines(first, events), media_type=NDJSON, stall=state.rules.streams.stall)
@@ -169,10 +171,10 @@ async def _lines(first: EventRecord | None, events: AsyncIterator[EventRecord]) 
 
 
 def _identity(job_id: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(job_id)
-    except ValueError as error:
-        raise _not_found() from error
+    identity = uuid_of(job_id)
+    if identity is None:
+        raise _not_found()
+    return identity
 
 
 def _not_found() -> NotFound:

@@ -27,6 +27,7 @@ from dreamforge.api.submit import retry_job, submit_job
 from dreamforge.api.views import artifact_view, job_view
 from dreamforge.errors import DatabaseUnavailable, NotFound, StorageUnavailable
 from dreamforge.jobs.cancellation import CancelAnswer
+from dreamforge.jobs.identity import uuid_of
 from dreamforge.jobs.job import JobStatus, JobType
 from dreamforge.store.jobs import JobRecord
 from dreamforge.store.listing import JobFilter, JobPlace
@@ -204,7 +205,7 @@ async def _find(job_id: str, state: ApiState) -> JobRecord:
 
 
 def _id(job_id: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(job_id)
-    except ValueError as error:
-        raise NotFound(_NO_JOB) from error
+    identity = uuid_of(job_id)
+    if identity is None:
+        raise NotFound(_NO_JOB)
+    return identity
