@@ -1,11 +1,13 @@
 """`/v1/jobs`."""
 
 import logging
+import re
 import uuid
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import AwareDatetime, StringConstraints
+from pydantic import AwareDatetime, BeforeValidator, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from dreamforge.api import idempotency, preference
 from dreamforge.api.body import StrictRoute
@@ -42,6 +44,22 @@ Cursor = Annotated[str | None, Query(description="`next_cursor` of the page befo
 StorableText = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 ModelReference = Annotated[
     StorableText | None, Query(description="An id, a name, or name@version.", examples=["sdxl-tiny"])
+]
+_DATE_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
+
+
+def _as_rfc_3339_has_it(text: object) -> object:
+    # Pydantic also takes seconds since 1970, and much that ISO 8601 allows.
+    if not isinstance(text, str) or not _DATE_TIME.fullmatch(text):
+        raise PydanticCustomError("date_time", "must be a date-time of RFC 3339, like 2026-03-01T13:00:00Z")
+    return text
+
+
+Time = Annotated[
+    Annotated[AwareDatetime, BeforeValidator(_as_rfc_3339_has_it)] | None,
+    Query(description="Exclusive; a date-time of RFC 3339.", examples=["2026-03-01T13:00:00Z"]),
 ]
 
 
@@ -94,8 +112,8 @@ async def list_jobs(
     status: Annotated[list[JobStatus] | None, Query(max_length=20, description="Repeat it for several.")] = None,
     type: Annotated[JobType | None, Query()] = None,
     model_id: ModelReference = None,
-    created_after: Annotated[AwareDatetime | None, Query(description="Exclusive.")] = None,
-    created_before: Annotated[AwareDatetime | None, Query(description="Exclusive.")] = None,
+    created_after: Time = None,
+    created_before: Time = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> JobList:
