@@ -30,7 +30,13 @@ _NO_EVENT = 2**63 - 1
 _NOTHING = b"\n"
 """A sign of life between two lines: parsers of NDJSON skip empty ones."""
 
-After = Annotated[int, Query(ge=0, le=2**62, description="Only events behind this `seq`.")]
+
+def _behind(beyond: str) -> Any:
+    return Query(
+        ge=0, le=2**62, description=f"Only events behind this `seq`. One that the job has not come to: {beyond}."
+    )
+
+
 _LAST_EVENT_ID: dict[str, Any] = {
     "name": "Last-Event-ID",
     "in": "header",
@@ -52,10 +58,19 @@ _LAST_EVENT_ID: dict[str, Any] = {
 async def get_job_logs(
     job_id: str,
     state: State,
-    after: After = 0,
-    level: Annotated[list[Literal["debug", "info", "warning", "error"]] | None, Query(max_length=4)] = None,
-    code: Annotated[list[EventCode] | None, Query(max_length=50)] = None,
-    item_index: Annotated[int | None, Query(ge=0, le=99)] = None,
+    after: Annotated[int, _behind("400 with `follow`, no events without")] = 0,
+    level: Annotated[
+        list[Literal["debug", "info", "warning", "error"]] | None,
+        Query(
+            max_length=4,
+            description="Only events of exactly this level; repeat it for several: `level=warning&level=error` is "
+            "what went wrong.",
+        ),
+    ] = None,
+    code: Annotated[
+        list[EventCode] | None, Query(max_length=50, description="Only events of this code; repeat it for several.")
+    ] = None,
+    item_index: Annotated[int | None, Query(ge=0, le=99, description="Only events about this image.")] = None,
     follow: Annotated[bool, Query(description="Go on until the job is over.")] = False,
 ) -> StreamingResponse:
     """Every event so far, one JSON object a line, oldest first; with `follow` also those to come.
@@ -104,7 +119,9 @@ async def get_job_progress(job_id: str, state: State) -> Progress:
         **error_responses(400, 404, 422, 503),
     },
 )
-async def stream_job_progress(job_id: str, request: Request, state: State, after: After = 0) -> Response:
+async def stream_job_progress(
+    job_id: str, request: Request, state: State, after: Annotated[int, _behind("400")] = 0
+) -> Response:
     """Every event of the job as a server-sent event, from the start or behind a place, until the job is over.
 
     `id` is the event's `seq`. A stream that breaks off is taken up again with `Last-Event-ID`, which wins over `after`,
