@@ -178,12 +178,13 @@ class ModelStore:
 
     async def record(self, reference: str) -> ModelRecord | None:
         """What ``find`` finds, with the nodes that hold it."""
-        model = await self.find(reference)
-        if model is None:
-            return None
-        query = select(ModelNodeRow).where(ModelNodeRow.model_id == model.id).order_by(ModelNodeRow.node)
-        async with in_time(), self._sessions() as session:
-            return ModelRecord(model, (await session.scalars(query)).all())
+        async with in_time():
+            model = await self.find(reference)
+            if model is None:
+                return None
+            query = select(ModelNodeRow).where(ModelNodeRow.model_id == model.id).order_by(ModelNodeRow.node)
+            async with self._sessions() as session:
+                return ModelRecord(model, (await session.scalars(query)).all())
 
     async def ids_of(self, reference: str) -> Sequence[uuid.UUID]:
         """The models of an id, of a name in all its versions, or of name@version."""

@@ -20,6 +20,7 @@ from dreamforge.api.tail_reading import Reading
 from dreamforge.errors import DatabaseUnavailable, NotFound
 from dreamforge.jobs.events import EventCode
 from dreamforge.jobs.identity import uuid_of
+from dreamforge.store.engine import in_time
 from dreamforge.store.events import EventFilter, EventRecord
 
 router = APIRouter(prefix="/v1/jobs", tags=["events"])
@@ -84,11 +85,12 @@ async def get_job_logs(
         reading = _reading(job_id, state, after=after, page=page, wanted=wanted)
         return LiveResponse(_log(reading), media_type=NDJSON, stall=state.rules.streams.stall)
     identity = _identity(job_id)
-    if await state.events.user_of(identity) != _USER:
-        raise _not_found()
     events = state.jobs.events(identity, wanted)
-    # Read before the answer begins: an error can still be told.
-    first = await anext(events, None)
+    async with in_time():
+        if await state.events.user_of(identity) != _USER:
+            raise _not_found()
+        # Read before the answer begins: an error can still be told.
+        first = await anext(events, None)
     return LiveResponse(_lines(first, events), media_type=NDJSON, stall=state.rules.streams.stall)
 
 

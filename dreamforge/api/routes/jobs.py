@@ -31,6 +31,7 @@ from dreamforge.errors import DatabaseUnavailable, NotFound, StorageUnavailable
 from dreamforge.jobs.cancellation import CancelAnswer
 from dreamforge.jobs.identity import uuid_of
 from dreamforge.jobs.job import JobStatus, JobType
+from dreamforge.store.engine import in_time
 from dreamforge.store.jobs import JobRecord
 from dreamforge.store.listing import JobFilter, JobPlace
 
@@ -118,14 +119,16 @@ async def list_jobs(
     cursor: Cursor = None,
 ) -> JobList:
     """Jobs, newest first. Pages skip and repeat nothing while jobs are added."""
-    wanted = JobFilter(
-        statuses=tuple(status or ()),
-        type=type,
-        model_ids=await known_models(model_id, state) if model_id else (),
-        created_after=created_after,
-        created_before=created_before,
-    )
-    page = await state.jobs.list(wanted, after=decode_job_cursor(cursor) if cursor is not None else None, limit=limit)
+    async with in_time():
+        wanted = JobFilter(
+            statuses=tuple(status or ()),
+            type=type,
+            model_ids=await known_models(model_id, state) if model_id else (),
+            created_after=created_after,
+            created_before=created_before,
+        )
+        after = decode_job_cursor(cursor) if cursor is not None else None
+        page = await state.jobs.list(wanted, after=after, limit=limit)
     last = page.jobs[-1].job if page.more else None
     next_cursor = encode_job_cursor(JobPlace(last.created_at, last.id)) if last else None
     return JobList(items=[job_view(record) for record in page.jobs], next_cursor=next_cursor)
@@ -150,11 +153,12 @@ async def cancel_job(job_id: str, response: Response, state: State) -> Job:
     A job that nobody runs is `cancelled` at once. One that runs is `cancelling` until its runner has stopped, and
     ends as `succeeded` or `failed` when that came first.
     """
-    record = await _find(job_id, state)
-    answer = await state.jobs.cancel(record.job.id)
-    if answer is CancelAnswer.OVER:
-        response.status_code = 200
-    return job_view(await _find(job_id, state))
+    async with in_time():
+        record = await _find(job_id, state)
+        answer = await state.jobs.cancel(record.job.id)
+        if answer is CancelAnswer.OVER:
+            response.status_code = 200
+        return job_view(await _find(job_id, state))
 
 
 @router.post(
@@ -206,9 +210,10 @@ async def list_artifacts(
     cursor: Cursor = None,
 ) -> ArtifactList:
     """The images that are finished so far, in order, each with a presigned URL."""
-    record = await _find(job_id, state)
-    place = decode_artifact_cursor(cursor) if cursor is not None else None
-    page = await state.jobs.artifacts(record.job.id, after=place, limit=limit)
+    async with in_time():
+        record = await _find(job_id, state)
+        place = decode_artifact_cursor(cursor) if cursor is not None else None
+        page = await state.jobs.artifacts(record.job.id, after=place, limit=limit)
     views = [artifact_view(row.ArtifactRow, blobs=state.blobs, ttl=state.rules.presign_ttl) for row in page.artifacts]
     last = page.artifacts[-1] if page.more else None
     next_cursor = encode_artifact_cursor(last.position, last.ArtifactRow.item_index) if last else None
