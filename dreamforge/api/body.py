@@ -12,6 +12,7 @@ from fastapi.routing import APIRoute
 from dreamforge.api.errors import BAD_JSON, HttpError
 
 MOST_DEPTH = 20
+"""Of objects and lists in each other; the body is the first."""
 MOST_FIELDS = 256
 """Of one object. No request has that many, and each that is not known would become an error of its own."""
 _MEDIA_TYPE = re.compile(r"application/(?:[a-z0-9!#$&^_.+-]+\+)?json")
@@ -100,9 +101,9 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check(value: Any, *, depth: int) -> None:
-    if depth > MOST_DEPTH:
-        raise _Refusal(f"is nested deeper than {MOST_DEPTH} levels")
     match value:
+        case dict() | list() if depth >= MOST_DEPTH:
+            raise _Refusal(f"is nested deeper than {MOST_DEPTH} levels")
         case str() if _UNSTORABLE.search(value):
             raise _Refusal("holds NUL or half a surrogate pair")
         case float() if math.isinf(value):

@@ -71,7 +71,6 @@ _EXAMPLE_JOB = {
         "progress": f"/v1/jobs/{_JOB}/progress",
         "stream": f"/v1/jobs/{_JOB}/progress/stream",
         "cancel": f"/v1/jobs/{_JOB}/cancel",
-        "retry": f"/v1/jobs/{_JOB}/retry",
     },
 }
 _EXAMPLE_ARTIFACT = {

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 
 from dreamforge.api.errors import RETRY_AFTER_SECONDS
 from dreamforge.api.examples import EXAMPLES, TEXTS, error_example
+from dreamforge.api.hosts import OPEN_PATHS
 from dreamforge.api.schemas import ErrorBody, ErrorEnvelope
 
 NDJSON = "application/x-ndjson"
@@ -34,6 +35,7 @@ Times are RFC 3339 in UTC. Unknown fields of a body are refused; a client should
 Lists are read on with `cursor`, which is opaque.
 """
 _ANYBODY_S = (403, 408, 500, 503)
+_PROBES_TOO = (403,)
 _MEANING_OF_STATUS = {
     400: "The request is malformed",
     403: "The host name is not one that the service answers to",
@@ -108,14 +110,19 @@ def _completed(document: dict[str, Any]) -> dict[str, Any]:
     schemas["ErrorEnvelope"].pop("$defs")
     components["headers"] = _HEADERS
     for path, operation in _operations(document):
-        if path.startswith("/v1/"):
-            for status in _ANYBODY_S:
-                operation["responses"].setdefault(str(status), {})
+        for status in _met_by_any_request(path):
+            operation["responses"].setdefault(str(status), {})
         operation["responses"] = dict(sorted(operation["responses"].items()))
         for status, response in operation["responses"].items():
             _complete(response, int(status), is_health=not path.startswith("/v1/"))
         _lift_definitions(operation, schemas)
     return document
+
+
+def _met_by_any_request(path: str) -> tuple[int, ...]:
+    if path.startswith("/v1/"):
+        return _ANYBODY_S
+    return () if path in OPEN_PATHS else _PROBES_TOO
 
 
 def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -127,7 +134,8 @@ def _operations(document: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]
 def _complete(response: dict[str, Any], status: int, *, is_health: bool) -> None:
     named = {"X-Request-Id", *_HEADERS_OF_STATUS.get(status, ())}
     response["headers"] = {**with_headers(*sorted(named))["headers"], **response.get("headers", {})}
-    if status >= 400 and not is_health:
+    # A probe is told what is away in a shape of its own.
+    if status >= 400 and not (is_health and "content" in response):
         response["description"] = _MEANING_OF_STATUS.get(status, "The request is not valid")
         schema = {"$ref": "#/components/schemas/ErrorEnvelope"}
         response["content"] = {"application/json": {"schema": schema, "example": error_example(status)}}

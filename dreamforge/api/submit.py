@@ -14,6 +14,7 @@ from dreamforge.jobs.job import JobType, Lane, Priority
 from dreamforge.jobs.plan import plan
 from dreamforge.models.parameters import resolve_parameters
 from dreamforge.queue import Ticket
+from dreamforge.store.engine import in_time
 from dreamforge.store.idempotency import IdempotencyKey
 from dreamforge.store.jobs import JobRecord, NewJob
 
@@ -36,8 +37,9 @@ async def submit_job(
     if key is not None and (earlier := await state.jobs.replay(key)) is not None:
         return Submitted(earlier, is_replay=True)
     await _require_queue(state)
-    new = await _new_job(request, state, request_id=request_id, key=key)
-    record = await state.jobs.submit(new)
+    async with in_time():
+        new = await _new_job(request, state, request_id=request_id, key=key)
+        record = await state.jobs.submit(new)
     if record.job.id != new.id:
         return Submitted(record, is_replay=True)
     first = new.steps[0]

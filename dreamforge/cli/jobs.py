@@ -95,7 +95,7 @@ def logs(
     job_id: JobIdArgument,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the job is over.")] = False,
     after: Annotated[int, typer.Option(min=0, max=2**62, help="Only events behind this number.")] = 0,
-    level: Annotated[list[Level] | None, typer.Option(help="Only these; repeat it.", show_default=False)] = None,
+    level: Annotated[list[Level] | None, typer.Option(help="Exactly these; repeat it.", show_default=False)] = None,
     code: Annotated[list[EventCode] | None, typer.Option(help="Only these; repeat it.", show_default=False)] = None,
     image: Annotated[
         int | None, typer.Option(min=0, max=99, help="Only what is about one.", show_default=False)

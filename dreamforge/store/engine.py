@@ -28,7 +28,7 @@ CLIENT_CHECK_MS = 500
 POOL_TIMEOUT = 2.0
 """Seconds to wait for a free connection."""
 USE_SECONDS = 1.8
-"""Seconds that one use of the database may take on the way to a client's answer, from the wait for a connection on."""
+"""Seconds that the database may take on the way to a client's answer, from the wait for a connection on."""
 
 _OTHER_SCHEMA = "The database has not the schema of this version; `dreamforge prepare` migrates it."
 
@@ -113,9 +113,12 @@ def database_errors() -> Generator[None]:
 async def in_time(seconds: float = USE_SECONDS) -> AsyncGenerator[None]:
     """A use of the database that a client waits for. Raises ``DatabaseUnavailable`` when it is away, or takes longer.
 
-    What has not come by then is not waited for: the connection is thrown away with whatever it was doing.
+    What has not come by then is not waited for: the connection is thrown away with whatever it was doing. Uses inside
+    of this one share its time: a request that comes to the database several times waits no longer for it than others.
     """
-    deadline = DEADLINE.set(time.monotonic() + seconds)
+    ours, outer = time.monotonic() + seconds, DEADLINE.get()
+    # What is inside may end sooner, but no later.
+    deadline = DEADLINE.set(ours if outer is None else min(ours, outer))
     try:
         with database_errors():
             async with asyncio.timeout(seconds):

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import ColumnElement, Engine, and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
 
+from dreamforge.jobs.identity import uuid_of
 from dreamforge.store.engine import database_errors, in_time
 from dreamforge.store.tables import ModelFileRow, ModelNodeRow, ModelRow
 
@@ -185,12 +186,13 @@ class ModelStore:
 
     async def record(self, reference: str) -> ModelRecord | None:
         """What ``find`` finds, with the nodes that hold it."""
-        model = await self.find(reference)
-        if model is None:
-            return None
-        query = select(ModelNodeRow).where(ModelNodeRow.model_id == model.id).order_by(ModelNodeRow.node)
-        async with in_time(), self._sessions() as session:
-            return ModelRecord(model, (await session.scalars(query)).all())
+        async with in_time():
+            model = await self.find(reference)
+            if model is None:
+                return None
+            query = select(ModelNodeRow).where(ModelNodeRow.model_id == model.id).order_by(ModelNodeRow.node)
+            async with self._sessions() as session:
+                return ModelRecord(model, (await session.scalars(query)).all())
 
     async def ids_of(self, reference: str) -> Sequence[uuid.UUID]:
         """The models of an id, of a name in all its versions, or of name@version."""
@@ -201,12 +203,5 @@ class ModelStore:
 def _is_meant(reference: str) -> ColumnElement[bool]:
     name, _, version = reference.partition("@")
     named = (ModelRow.name == name) & (ModelRow.version == version) if version else ModelRow.name == reference
-    identity = _uuid_or_none(reference)
+    identity = uuid_of(reference)
     return named if identity is None else or_(ModelRow.id == identity, named)
-
-
-def _uuid_or_none(value: str) -> uuid.UUID | None:
-    try:
-        return uuid.UUID(value)
-    except ValueError:
-        return None

@@ -139,11 +139,23 @@ def test_the_log_is_ndjson_and_has_each_filter(stack: RunningStack, job: dict[st
         ("after=3", lambda line: line["seq"] > 3),
         ("code=artifact.created", lambda line: line["code"] == "artifact.created"),
         ("item_index=1", lambda line: line["payload"].get("item_index") == 1),
-        ("level=warning", lambda line: line["level"] in {"warning", "error"}),
     ):
         told = [json.loads(line) for line in stack.get(f"{url}?{query}").text.splitlines()]
         assert told == [line for line in lines if fits(line)], query
+        assert 0 < len(told) < len(lines), query
     assert len([line for line in lines if line["code"] == "artifact.created"]) == 2
+
+
+def test_the_log_has_exactly_the_levels_that_are_asked_for(stack: RunningStack) -> None:
+    # A job that succeeds has nothing but `info` to tell.
+    late = stack.run(params={"prompt": "too late"}, options={"step_timeout": 0.01})
+    assert late["status"] == "failed"
+    lines = stack.events(late)
+    for levels in (["info"], ["error"], ["warning", "error"]):
+        query = "&".join(f"level={level}" for level in levels)
+        told = [json.loads(line) for line in stack.get(f"{late['links']['logs']}?{query}").text.splitlines()]
+        assert told == [line for line in lines if line["level"] in levels], query
+        assert 0 < len(told) < len(lines), query
 
 
 def test_an_artifact_has_every_field_and_a_url_that_tells_what_it_is(stack: RunningStack, job: dict[str, Any]) -> None:

@@ -30,6 +30,7 @@ from tests.web import web
 
 LARGE = bytes(range(256)) * 4096 * 32
 """32 MiB: more than sockets hold."""
+_PRESIGN_TTL = 1234
 
 
 @pytest.fixture
@@ -41,7 +42,9 @@ def relay(object_store: ObjectStore) -> Iterator[Relay]:
 
 @pytest.fixture
 def state(database_url: str, redis_url: str, object_store: ObjectStore, relay: Relay) -> ApiState:
-    return api_state(database_url, redis_url, blobs_behind(relay, object_store, read_timeout=2))
+    return api_state(
+        database_url, redis_url, blobs_behind(relay, object_store, read_timeout=2), presign_ttl=_PRESIGN_TTL
+    )
 
 
 @pytest.fixture
@@ -66,11 +69,21 @@ def test_one_image_is_described_as_in_the_list(client: TestClient, artifact: dic
     assert web.get(told.json()["url"]).content == b"image 0"
 
 
+def test_every_url_is_for_the_address_of_clients_and_good_for_the_time_that_is_set(
+    client: TestClient, artifact: dict[str, Any], object_store: ObjectStore, relay: Relay
+) -> None:
+    internal, public = f"127.0.0.1:{relay.port}", urlsplit(object_store.endpoint).netloc
+    alone = client.get(f"/v1/artifacts/{artifact['id']}").json()["url"]
+    redirect = client.get(f"/v1/artifacts/{artifact['id']}/content").headers["Location"]
+    for url in (artifact["url"], alone, redirect):
+        assert urlsplit(url).netloc == public != internal
+        assert parse_qs(urlsplit(url).query)["X-Amz-Expires"] == [str(_PRESIGN_TTL)]
+
+
 def test_it_is_told_when_the_url_ends(artifact: dict[str, Any]) -> None:
     signed = parse_qs(urlsplit(artifact["url"]).query)
     begin = datetime.strptime(signed["X-Amz-Date"][0], "%Y%m%dT%H%M%S%z")
-    end = begin + timedelta(seconds=int(signed["X-Amz-Expires"][0]))
-    assert datetime.fromisoformat(artifact["url_expires_at"]) == end
+    assert datetime.fromisoformat(artifact["url_expires_at"]) == begin + timedelta(seconds=_PRESIGN_TTL)
 
 
 def test_the_content_is_at_the_store(client: TestClient, artifact: dict[str, Any]) -> None:

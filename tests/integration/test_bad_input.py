@@ -6,6 +6,7 @@ import logging
 import select
 import socket
 import uuid
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -16,10 +17,15 @@ from dreamforge.api.cursor import encode_artifact_cursor
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.models import NewModel
 from tests.integration.door import GOOD, JSON, api_state, assert_envelope, served
+from tests.integration.factories import finish
 
 
 def _params(**params: Any) -> dict[str, Any]:
     return {**GOOD, "params": {"prompt": "x", **params}}
+
+
+def _metadata(count: int, value: str) -> dict[str, Any]:
+    return {**GOOD, "metadata": {str(number): value for number in range(count)}}
 
 
 @pytest.mark.parametrize(
@@ -187,6 +193,36 @@ def test_ids_that_are_none_are_not_found(client: TestClient, job_id: str) -> Non
 
 
 @pytest.mark.parametrize(
+    "respelled",
+    [
+        lambda id: f"{{{id}}}",
+        lambda id: f"urn:uuid:{id}",
+        lambda id: id.replace("-", ""),
+        lambda id: id.translate({ord("0") + digit: 0x0660 + digit for digit in range(10)}),
+    ],
+    ids=["braces", "urn", "no dashes", "other digits"],
+)
+def test_a_thing_has_one_address(
+    client: TestClient, engine: Engine, object_store: ObjectStore, model: NewModel, respelled: Callable[[str], str]
+) -> None:
+    job = client.post("/v1/jobs", json=GOOD).json()
+    finish(engine, object_store.blobs(), count=1)
+    artifact = client.get(job["links"]["artifacts"]).json()["items"][0]
+    for path in ("", "/artifacts", "/logs", "/logs?follow=true", "/progress", "/progress/stream"):
+        assert client.get(f"/v1/jobs/{job['id']}{path}").status_code == 200
+        assert_envelope(client.get(f"/v1/jobs/{respelled(job['id'])}{path}"), 404, "not_found")
+    for method, path in (("POST", "/cancel"), ("POST", "/retry"), ("DELETE", "")):
+        assert_envelope(client.request(method, f"/v1/jobs/{respelled(job['id'])}{path}"), 404, "not_found")
+    for path in ("", "/content"):
+        assert_envelope(client.get(f"/v1/artifacts/{respelled(artifact['id'])}{path}"), 404, "not_found")
+    model_id = respelled(str(model.id))
+    assert client.get(f"/v1/models/{model.id}").status_code == 200
+    assert_envelope(client.get(f"/v1/models/{model_id}"), 404, "not_found")
+    assert_envelope(client.get("/v1/jobs", params={"model_id": model_id}), 422, "unknown_model")
+    assert_envelope(client.post("/v1/jobs", json={**GOOD, "model_id": model_id}), 422, "unknown_model")
+
+
+@pytest.mark.parametrize(
     ("query", "status"),
     [
         ("cursor=banana", 400),
@@ -273,6 +309,57 @@ def test_the_longest_prompt_is_taken_and_counted_in_characters(client: TestClien
     with engine.begin() as connection:
         stored = connection.execute(text("SELECT params_json ->> 'prompt' FROM jobs WHERE id = :id"), {"id": job["id"]})
         assert stored.scalar() == prompt
+
+
+@pytest.mark.parametrize(
+    ("fits", "is_too_much", "path"),
+    [
+        ({**GOOD, "count": 100}, {**GOOD, "count": 101}, "count"),
+        (_params(prompt="x" * 8192), _params(prompt="x" * 8193), "params.prompt"),
+        (_params(negative_prompt="x" * 8192), _params(negative_prompt="x" * 8193), "params.negative_prompt"),
+        (_params(seed=2**32 - 1), _params(seed=2**32), "params.seed"),
+        (_metadata(16, "x" * 512), _metadata(17, "x" * 512), "metadata"),
+        (_metadata(1, "x" * 512), _metadata(1, "x" * 513), "metadata.0"),
+        ({**GOOD, "metadata": {"x" * 64: ""}}, {**GOOD, "metadata": {"x" * 65: ""}}, f"metadata.{'x' * 64}.[key]"),
+    ],
+    ids=["count", "prompt", "negative prompt", "seed", "values", "value", "key"],
+)
+def test_a_limit_is_where_it_is_said_to_be(
+    client: TestClient, fits: dict[str, Any], is_too_much: dict[str, Any], path: str
+) -> None:
+    response = client.post("/v1/jobs", json=fits)
+    assert response.status_code == 201, response.text
+    job = response.json()
+    assert (job["count"], job["metadata"]) == (fits.get("count", 1), fits.get("metadata", {}))
+    assert job["params"] == {**job["params"], **fits["params"]}
+    error = assert_envelope(client.post("/v1/jobs", json=is_too_much), 422, "invalid_request")
+    assert [part["path"] for part in error["details"]["errors"]] == [path]
+
+
+@pytest.mark.parametrize("inner", ["1", "[]", '{"a": 1}'], ids=["a number", "an empty list", "an object"])
+def test_twenty_levels_are_read_and_no_more(client: TestClient, inner: str) -> None:
+    """Nothing in a job is that deep: what is read is refused for another reason."""
+
+    def messages(levels: int) -> list[str]:
+        # The body and `params` are two of them.
+        lists = levels - 2 - (inner != "1")
+        content = f'{{"type": "generate", "params": {{"prompt": {"[" * lists}{inner}{"]" * lists}}}}}'
+        error = assert_envelope(client.post("/v1/jobs", content=content, headers=JSON), 422, "invalid_request")
+        return [part["message"] for part in error["details"]["errors"]]
+
+    deep = "is nested deeper than 20 levels"
+    assert deep not in messages(20)
+    assert messages(21) == [deep]
+
+
+def test_a_body_of_exactly_the_limit_is_read_and_one_byte_more_is_not(client: TestClient) -> None:
+    body = json.dumps(GOOD).encode()
+    largest = body + b" " * (1_048_576 - len(body))
+    for content in (largest, iter([largest[:1000], largest[1000:]])):
+        assert client.post("/v1/jobs", content=content, headers=JSON).status_code == 201
+    for content in (largest + b" ", iter([largest, b" "])):
+        error = assert_envelope(client.post("/v1/jobs", content=content, headers=JSON), 413, "body_too_large")
+        assert "1048576" in error["message"]
 
 
 def test_prompts_and_metadata_stay_out_of_the_logs(client: TestClient, caplog: pytest.LogCaptureFixture) -> None:

@@ -180,6 +180,30 @@ def test_a_key_is_good_for_its_time_and_then_makes_a_new_job(
         assert kept.scalar_one() == 1
 
 
+def test_a_key_whose_time_is_up_makes_one_new_job_however_many_use_it_at_once(
+    database_url: str, redis_url: str, object_store: ObjectStore, model: NewModel, engine: Engine
+) -> None:
+    assert model
+    state = api_state(database_url, redis_url, object_store.blobs(), idempotency_ttl=100)
+    together = threading.Barrier(10)
+
+    def post(url: str) -> httpx2.Response:
+        together.wait()
+        answers = (web.post(f"{url}/v1/jobs", json=GOOD, headers=KEY, timeout=60) for _ in range(_TRIES))
+        return next(answer for answer in answers if answer.status_code != 503)
+
+    with served(state) as url, ThreadPoolExecutor(10) as pool:
+        old = web.post(f"{url}/v1/jobs", json=GOOD, headers=KEY).json()
+        _age(engine, 200)
+        answers = list(pool.map(post, [url] * 10))
+    assert {answer.status_code for answer in answers} == {201}, [answer.text for answer in answers][:1]
+    assert len({answer.text for answer in answers}) == 1, "ten equal answers"
+    assert answers[0].json()["id"] != old["id"]
+    # All of them, when the first was answered by 503.
+    assert sum("Idempotency-Replayed" in answer.headers for answer in answers) in {9, 10}
+    assert _count(engine) == 2
+
+
 def test_a_key_whose_time_is_up_is_not_used_up_by_a_refusal(
     database_url: str, redis_url: str, object_store: ObjectStore, model: NewModel, engine: Engine
 ) -> None:

@@ -1,21 +1,29 @@
 """Requests made from the OpenAPI document, good and bad: no answer is a 5xx, and none is outside of the document."""
 
+import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, seed, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi import checks
 
+from dreamforge.api.openapi import SSE
 from dreamforge.embedded.object_store import ObjectStore
-from dreamforge.store.models import NewModel
+from dreamforge.store.engine import open_engine
 from tests.integration.door import GOOD, api_state, served
+from tests.integration.factories import a_model, finish
 from tests.openapi_document import document
 from tests.web import web
 
+_DOCUMENT = document()
 _CASES = 25
 """Of each operation, good and bad."""
 _CHECKS = [
@@ -25,27 +33,67 @@ _CHECKS = [
     checks.response_headers_conformance,
     checks.response_schema_conformance,
 ]
+_AS_DRAWN, _FROM_THE_START, _AT_THE_END = "as drawn", "from the start", "at the end"
 
 
-@pytest.fixture
-def job_id(url: str) -> str:
-    """A job that has ended."""
-    job = web.post(f"{url}/v1/jobs", json=GOOD).json()
-    assert web.post(f"{url}{job['links']['cancel']}").json()["status"] == "cancelled"
-    return job["id"]
+@dataclass(frozen=True)
+class Service:
+    """The application on a port of its own, and what there is to ask about."""
+
+    url: str
+    schema: Any
+    finished: str
+    """A job that has succeeded."""
+    last_seq: int
+    """Of its events."""
+    artifact: UUID
+    """Its image."""
+
+    def queued(self) -> str:
+        """A new job."""
+        return web.post(f"{self.url}/v1/jobs", json=GOOD).json()["id"]
+
+    def cancelled(self) -> str:
+        """A new job that is over."""
+        job_id = self.queued()
+        assert web.post(f"{self.url}/v1/jobs/{job_id}/cancel").json()["status"] == "cancelled"
+        return job_id
 
 
-@pytest.fixture
-def url(database_url: str, redis_url: str, object_store: ObjectStore, model: NewModel) -> Iterator[str]:
-    """The application, on a port of its own."""
-    assert model
-    with served(api_state(database_url, redis_url, object_store.blobs())) as url:
-        yield url
+@dataclass(frozen=True)
+class Choice:
+    """What is put in the place of what was drawn: nobody guesses the id of a job, nor what the model takes."""
+
+    is_real: bool
+    is_over: bool
+    place: str
+
+
+_choices = st.builds(
+    Choice,
+    is_real=st.sampled_from([True, True, False]),
+    is_over=st.booleans(),
+    place=st.sampled_from([_AS_DRAWN, _FROM_THE_START, _AT_THE_END]),
+)
+
+
+@pytest.fixture(scope="module")
+def service(database_url: str, redis_url: str, object_store: ObjectStore) -> Iterator[Service]:
+    """One service for all: what is asked leaves nothing behind that another answer depends on."""
+    engine, blobs = open_engine(database_url, application="tests"), object_store.blobs()
+    a_model(engine, name="tiny")
+    with served(api_state(database_url, redis_url, blobs)) as url:
+        job = web.post(f"{url}/v1/jobs", json=GOOD).json()
+        (artifact,) = finish(engine, blobs, count=1)
+        last_seq = web.get(f"{url}{job['links']['progress']}").json()["last_seq"]
+        schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
+        yield Service(url, schema, job["id"], last_seq, artifact.id)
+    engine.dispose()
 
 
 def _requests() -> Iterator[Any]:
     """Good ones for each operation, and bad ones where there is anything that can be bad."""
-    for path, operations in document()["paths"].items():
+    for path, operations in _DOCUMENT["paths"].items():
         for method, operation in operations.items():
             yield pytest.param(path, method, GenerationMode.POSITIVE, id=f"{operation['operationId']}-good")
             inputs = {parameter["in"] for parameter in operation.get("parameters", [])}
@@ -54,30 +102,74 @@ def _requests() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("path", "method", "mode"), list(_requests()))
-def test_no_answer_is_outside_of_the_document(
-    url: str, job_id: str, path: str, method: str, mode: GenerationMode
-) -> None:
-    described = schemathesis.openapi.from_url(f"{url}/openapi.json")[path][method]
-    strategy = described.as_strategy(generation_mode=mode)
+def test_no_answer_is_outside_of_the_document(service: Service, path: str, method: str, mode: GenerationMode) -> None:
+    described = service.schema[path][method]
+    is_good = mode is GenerationMode.POSITIVE
+    met: set[int] = set()
 
     @seed(8700)
     @settings(
         max_examples=_CASES, database=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much]
     )
-    @given(case=strategy)
-    def ask(case: schemathesis.Case[Any]) -> None:
-        _let_it_come_to_an_end(case, job_id)
-        response = case.call(timeout=30)
-        case.validate_response(response, checks=_CHECKS)
+    @given(case=described.as_strategy(generation_mode=mode), choice=_choices)
+    def ask(case: schemathesis.Case[Any], choice: Choice) -> None:
+        _let_it_come_to_an_end(case)
+        if choice.is_real:
+            _name_what_there_is(case, service, choice)
+            if is_good:
+                _ask_for_what_can_be_done(case, service, choice)
+        # A presigned URL leads to the store, which is not in the document.
+        response = case.call(timeout=30, allow_redirects=False)
+        met.add(response.status_code)
+        if any(value.startswith(SSE) for value in response.headers.get("content-type", [])):
+            case.validate_response(response, checks=_CHECKS, excluded_checks=[checks.response_schema_conformance])
+            _assert_events(response.text, _DOCUMENT["paths"][path][method]["responses"]["200"])
+        else:
+            case.validate_response(response, checks=_CHECKS)
         assert response.status_code < 400 or len(response.content) < 4096
 
     ask()
+    promised = {int(status) for status in described.definition.raw["responses"] if status.startswith("2")}
+    assert not is_good or promised <= met, f"no answer was one of {promised - met}"
 
 
-def _let_it_come_to_an_end(case: schemathesis.Case[Any], job_id: str) -> None:
-    """Nothing waits for a job; every other job that is asked about is one that there is."""
+def _assert_events(stream: str, described: dict[str, Any]) -> None:
+    """Each event is as the document has it. Schemathesis takes the schema of the stream for that of one event."""
+    schema = described["content"][SSE]["schema"]["contentSchema"]
+    validator = Draft202012Validator({"components": _DOCUMENT["components"], **schema})
+    told = [line.removeprefix("data: ") for line in stream.splitlines() if line.startswith("data: ")]
+    assert told
+    for data in told:
+        validator.validate(json.loads(data))
+
+
+def _let_it_come_to_an_end(case: schemathesis.Case[Any]) -> None:
+    """Nothing waits for a job."""
     case.headers.pop("Prefer", None)
     case.query.pop("follow", None)
-    made_up = case.path_parameters.get("job_id")
-    if case.method == "GET" and made_up is not None and not case.path.endswith("/stream"):
-        case.path_parameters["job_id"] = job_id if len(str(made_up)) % 2 else made_up
+
+
+def _name_what_there_is(case: schemathesis.Case[Any], service: Service, choice: Choice) -> None:
+    """The ids of the path are those of things that are there, in a state in which the request can be met."""
+    for name in case.path_parameters:
+        match name, (case.method, case.path.rpartition("/")[2]):
+            case "job_id", ("POST", "cancel"):
+                real = service.cancelled() if choice.is_over else service.queued()
+            case "job_id", ("POST", "retry") | ("DELETE", _):
+                real = service.cancelled()
+            case "job_id", _:
+                real = service.finished
+            case "artifact_id", _:
+                real = str(service.artifact)
+            case _:
+                real = "tiny"
+        case.path_parameters[name] = real
+
+
+def _ask_for_what_can_be_done(case: schemathesis.Case[Any], service: Service, choice: Choice) -> None:
+    """Parameters that the model takes; a place that the job has come to."""
+    if isinstance(case.body, dict):
+        case.body |= {"params": {"prompt": "a lighthouse"}, "model_id": None}
+    if case.path.endswith("/stream") and choice.place != _AS_DRAWN:
+        case.headers.pop("Last-Event-ID", None)
+        case.query["after"] = service.last_seq if choice.place == _AT_THE_END else 0

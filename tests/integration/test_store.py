@@ -10,9 +10,10 @@ from sqlalchemy import Engine, event, text
 from sqlalchemy.exc import IntegrityError
 
 from dreamforge.errors import DatabaseUnavailable, LeaseLost
-from dreamforge.jobs.events import ItemProgress, ItemStarted, StepStarted
+from dreamforge.jobs.events import ItemProgress, ItemStarted, RunnerLog, StepStarted
 from dreamforge.jobs.job import Lane, Priority, StepStatus
 from dreamforge.jobs.outcome import Failure, Outcome
+from dreamforge.store import events
 from dreamforge.store.attempts import AttemptStore
 from dreamforge.store.claims import ClaimStore
 from dreamforge.store.endings import EndingStore
@@ -225,6 +226,28 @@ def test_events_are_filtered_by_level_code_item_and_place(engine: Engine, jobs: 
     assert [event.payload for event in jobs.events(new.id, EventFilter(item_index=1))] == [{"item_index": 1, "seed": 1}]
     assert len(jobs.events(new.id, EventFilter(codes=("item.started",)))) == 2
     assert [event.seq for event in jobs.events(new.id, EventFilter(after=3))] == [4]
+
+
+def test_events_are_of_exactly_the_levels_that_are_asked_for(engine: Engine, jobs: Jobs) -> None:
+    new = a_job(a_model(engine))
+    jobs.submit(new)
+    with engine.begin() as connection:
+        for level in ("debug", "info", "warning", "error", "debug"):
+            statement, values = events.append(RunnerLog(message=level), job_id=new.id)
+            connection.execute(statement, {**values, "level": level})
+    written = jobs.events(new.id)
+    assert [event.level for event in written] == ["info", "debug", "info", "warning", "error", "debug"]
+    for levels, expected in (
+        (("debug",), [2, 6]),
+        (("info",), [1, 3]),
+        (("warning",), [4]),
+        (("error",), [5]),
+        (("error", "warning"), [4, 5]),
+        ((), [1, 2, 3, 4, 5, 6]),
+    ):
+        wanted = EventFilter(levels=levels)
+        assert [event.seq for event in jobs.events(new.id, wanted)] == expected, levels
+        assert [event.seq for event in written if wanted.fits(event)] == expected, "a log that is followed has the same"
 
 
 @pytest.mark.parametrize("way", ["find", "list", "replay"])

@@ -11,6 +11,7 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 from pydantic import BaseModel
 
+from dreamforge.api.hosts import OPEN_PATHS
 from dreamforge.api.openapi import NDJSON, SSE, events_of, install_document, lines_of
 from dreamforge.api.schemas import LogLine
 from tests.openapi_document import COPY, differences, document
@@ -86,6 +87,17 @@ def test_every_answer_says_its_headers_and_every_error_is_the_envelope(operation
         assert {"403", "408", "500", "503"} <= set(operation["responses"])
 
 
+@_every_operation
+def test_every_route_that_checks_the_host_says_so(operation_id: str) -> None:
+    path, _, operation = OPERATIONS[operation_id]
+    if path in OPEN_PATHS:
+        assert "403" not in operation["responses"]
+        return
+    content = operation["responses"]["403"]["content"]
+    assert content["application/json"]["schema"] == {"$ref": "#/components/schemas/ErrorEnvelope"}
+    assert content["application/json"]["example"]["error"]["code"] == "forbidden"
+
+
 def test_what_only_some_answers_have_is_described() -> None:
     created = OPERATIONS["create_job"][2]["responses"]["201"]["headers"]
     assert {"Location", "Idempotency-Replayed", "Preference-Applied"} <= set(created)
@@ -122,7 +134,24 @@ def _examples(operation: dict[str, Any]) -> Iterator[tuple[Any, Any]]:
 
 
 def _validator(schema: Any) -> Draft202012Validator:
-    return Draft202012Validator({"components": DOCUMENT["components"], **schema})
+    return Draft202012Validator(_closed({"components": DOCUMENT["components"], **schema}))
+
+
+def _closed(schema: Any) -> Any:
+    """The schema with every object that names its fields having no others: answers are open, examples are exact."""
+    if isinstance(schema, list):
+        return [_closed(part) for part in schema]
+    if not isinstance(schema, dict):
+        return schema
+    closed = {key: _closed(part) for key, part in schema.items()}
+    return {"additionalProperties": False, **closed} if isinstance(schema.get("properties"), dict) else closed
+
+
+def test_an_example_with_a_field_that_no_answer_has_is_noticed() -> None:
+    job = OPERATIONS["get_job"][2]["responses"]["200"]["content"]["application/json"]
+    links = {**job["example"]["links"], "undo": "/v1/jobs/1/undo"}
+    assert _validator(job["schema"]).is_valid(job["example"])
+    assert not _validator(job["schema"]).is_valid({**job["example"], "links": links})
 
 
 def test_streams_are_described_by_their_lines_and_events() -> None:

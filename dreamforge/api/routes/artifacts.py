@@ -1,6 +1,5 @@
 """`/v1/artifacts`: one finished image, and its bytes."""
 
-import uuid
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
@@ -14,6 +13,7 @@ from dreamforge.api.schemas import Artifact
 from dreamforge.api.state import ApiState, State
 from dreamforge.api.views import CONTENT_TYPES, artifact_filename, artifact_view
 from dreamforge.errors import NotFound, StorageUnavailable
+from dreamforge.jobs.identity import uuid_of
 from dreamforge.store.tables import ArtifactRow
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
@@ -111,10 +111,8 @@ def _headers(row: ArtifactRow) -> dict[str, str]:
 
 
 async def _find(artifact_id: str, state: ApiState) -> ArtifactRow:
-    try:
-        row = await state.jobs.artifact(uuid.UUID(artifact_id))
-    except ValueError:
-        row = None
+    identity = uuid_of(artifact_id)
+    row = await state.jobs.artifact(identity) if identity is not None else None
     if row is None:
         raise NotFound("There is no such artifact.")
     return row

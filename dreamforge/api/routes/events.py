@@ -19,6 +19,8 @@ from dreamforge.api.tail import BATCH, Page, StreamBroken
 from dreamforge.api.tail_reading import Reading
 from dreamforge.errors import DatabaseUnavailable, NotFound
 from dreamforge.jobs.events import EventCode
+from dreamforge.jobs.identity import uuid_of
+from dreamforge.store.engine import in_time
 from dreamforge.store.events import EventFilter, EventRecord
 
 router = APIRouter(prefix="/v1/jobs", tags=["events"])
@@ -29,7 +31,13 @@ _NO_EVENT = 2**63 - 1
 _NOTHING = b"\n"
 """A sign of life between two lines: parsers of NDJSON skip empty ones."""
 
-After = Annotated[int, Query(ge=0, le=2**62, description="Only events behind this `seq`.")]
+
+def _behind(beyond: str) -> Any:
+    return Query(
+        ge=0, le=2**62, description=f"Only events behind this `seq`. One that the job has not come to: {beyond}."
+    )
+
+
 _LAST_EVENT_ID: dict[str, Any] = {
     "name": "Last-Event-ID",
     "in": "header",
@@ -51,10 +59,19 @@ _LAST_EVENT_ID: dict[str, Any] = {
 async def get_job_logs(
     job_id: str,
     state: State,
-    after: After = 0,
-    level: Annotated[list[Literal["debug", "info", "warning", "error"]] | None, Query(max_length=4)] = None,
-    code: Annotated[list[EventCode] | None, Query(max_length=50)] = None,
-    item_index: Annotated[int | None, Query(ge=0, le=99)] = None,
+    after: Annotated[int, _behind("400 with `follow`, no events without")] = 0,
+    level: Annotated[
+        list[Literal["debug", "info", "warning", "error"]] | None,
+        Query(
+            max_length=4,
+            description="Only events of exactly this level; repeat it for several: `level=warning&level=error` is "
+            "what went wrong.",
+        ),
+    ] = None,
+    code: Annotated[
+        list[EventCode] | None, Query(max_length=50, description="Only events of this code; repeat it for several.")
+    ] = None,
+    item_index: Annotated[int | None, Query(ge=0, le=99, description="Only events about this image.")] = None,
     follow: Annotated[bool, Query(description="Go on until the job is over.")] = False,
 ) -> StreamingResponse:
     """Every event so far, one JSON object a line, oldest first; with `follow` also those to come.
@@ -67,11 +84,13 @@ async def get_job_logs(
         page = await _page(job_id, state, after=after)
         reading = _reading(job_id, state, after=after, page=page, wanted=wanted)
         return LiveResponse(_log(reading), media_type=NDJSON, stall=state.rules.streams.stall)
-    if await state.events.user_of(_identity(job_id)) != _USER:
-        raise _not_found()
-    events = state.jobs.events(uuid.UUID(job_id), wanted)
-    # Read before the answer begins: an error can still be told.
-    first = await anext(events, None)
+    identity = _identity(job_id)
+    events = state.jobs.events(identity, wanted)
+    async with in_time():
+        if await state.events.user_of(identity) != _USER:
+            raise _not_found()
+        # Read before the answer begins: an error can still be told.
+        first = await anext(events, None)
     return LiveResponse(_lines(first, events), media_type=NDJSON, stall=state.rules.streams.stall)
 
 
@@ -102,7 +121,9 @@ async def get_job_progress(job_id: str, state: State) -> Progress:
         **error_responses(400, 404, 422, 503),
     },
 )
-async def stream_job_progress(job_id: str, request: Request, state: State, after: After = 0) -> Response:
+async def stream_job_progress(
+    job_id: str, request: Request, state: State, after: Annotated[int, _behind("400")] = 0
+) -> Response:
     """Every event of the job as a server-sent event, from the start or behind a place, until the job is over.
 
     `id` is the event's `seq`. A stream that breaks off is taken up again with `Last-Event-ID`, which wins over `after`,
@@ -169,10 +190,10 @@ async def _lines(first: EventRecord | None, events: AsyncIterator[EventRecord]) 
 
 
 def _identity(job_id: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(job_id)
-    except ValueError as error:
-        raise _not_found() from error
+    identity = uuid_of(job_id)
+    if identity is None:
+        raise _not_found()
+    return identity
 
 
 def _not_found() -> NotFound:

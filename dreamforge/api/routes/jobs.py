@@ -1,11 +1,13 @@
 """`/v1/jobs`."""
 
 import logging
+import re
 import uuid
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from pydantic import AwareDatetime, StringConstraints
+from pydantic import AwareDatetime, BeforeValidator, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from dreamforge.api import idempotency, preference
 from dreamforge.api.body import StrictRoute
@@ -27,7 +29,9 @@ from dreamforge.api.submit import retry_job, submit_job
 from dreamforge.api.views import artifact_view, job_view
 from dreamforge.errors import DatabaseUnavailable, NotFound, StorageUnavailable
 from dreamforge.jobs.cancellation import CancelAnswer
+from dreamforge.jobs.identity import uuid_of
 from dreamforge.jobs.job import JobStatus, JobType
+from dreamforge.store.engine import in_time
 from dreamforge.store.jobs import JobRecord
 from dreamforge.store.listing import JobFilter, JobPlace
 
@@ -41,6 +45,22 @@ Cursor = Annotated[str | None, Query(description="`next_cursor` of the page befo
 StorableText = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
 ModelReference = Annotated[
     StorableText | None, Query(description="An id, a name, or name@version.", examples=["sdxl-tiny"])
+]
+_DATE_TIME = re.compile(
+    r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt][0-9]{2}:[0-9]{2}:[0-9]{2}(?:\.[0-9]+)?(?:[Zz]|[+-][0-9]{2}:[0-9]{2})"
+)
+
+
+def _as_rfc_3339_has_it(text: object) -> object:
+    # Pydantic also takes seconds since 1970, and much that ISO 8601 allows.
+    if not isinstance(text, str) or not _DATE_TIME.fullmatch(text):
+        raise PydanticCustomError("date_time", "must be a date-time of RFC 3339, like 2026-03-01T13:00:00Z")
+    return text
+
+
+Time = Annotated[
+    Annotated[AwareDatetime, BeforeValidator(_as_rfc_3339_has_it)] | None,
+    Query(description="Exclusive; a date-time of RFC 3339.", examples=["2026-03-01T13:00:00Z"]),
 ]
 
 
@@ -93,20 +113,22 @@ async def list_jobs(
     status: Annotated[list[JobStatus] | None, Query(max_length=20, description="Repeat it for several.")] = None,
     type: Annotated[JobType | None, Query()] = None,
     model_id: ModelReference = None,
-    created_after: Annotated[AwareDatetime | None, Query(description="Exclusive.")] = None,
-    created_before: Annotated[AwareDatetime | None, Query(description="Exclusive.")] = None,
+    created_after: Time = None,
+    created_before: Time = None,
     limit: Limit = 50,
     cursor: Cursor = None,
 ) -> JobList:
     """Jobs, newest first. Pages skip and repeat nothing while jobs are added."""
-    wanted = JobFilter(
-        statuses=tuple(status or ()),
-        type=type,
-        model_ids=await known_models(model_id, state) if model_id else (),
-        created_after=created_after,
-        created_before=created_before,
-    )
-    page = await state.jobs.list(wanted, after=decode_job_cursor(cursor) if cursor is not None else None, limit=limit)
+    async with in_time():
+        wanted = JobFilter(
+            statuses=tuple(status or ()),
+            type=type,
+            model_ids=await known_models(model_id, state) if model_id else (),
+            created_after=created_after,
+            created_before=created_before,
+        )
+        after = decode_job_cursor(cursor) if cursor is not None else None
+        page = await state.jobs.list(wanted, after=after, limit=limit)
     last = page.jobs[-1].job if page.more else None
     next_cursor = encode_job_cursor(JobPlace(last.created_at, last.id)) if last else None
     return JobList(items=[job_view(record) for record in page.jobs], next_cursor=next_cursor)
@@ -131,11 +153,12 @@ async def cancel_job(job_id: str, response: Response, state: State) -> Job:
     A job that nobody runs is `cancelled` at once. One that runs is `cancelling` until its runner has stopped, and
     ends as `succeeded` or `failed` when that came first.
     """
-    record = await _find(job_id, state)
-    answer = await state.jobs.cancel(record.job.id)
-    if answer is CancelAnswer.OVER:
-        response.status_code = 200
-    return job_view(await _find(job_id, state))
+    async with in_time():
+        record = await _find(job_id, state)
+        answer = await state.jobs.cancel(record.job.id)
+        if answer is CancelAnswer.OVER:
+            response.status_code = 200
+        return job_view(await _find(job_id, state))
 
 
 @router.post(
@@ -187,9 +210,10 @@ async def list_artifacts(
     cursor: Cursor = None,
 ) -> ArtifactList:
     """The images that are finished so far, in order, each with a presigned URL."""
-    record = await _find(job_id, state)
-    place = decode_artifact_cursor(cursor) if cursor is not None else None
-    page = await state.jobs.artifacts(record.job.id, after=place, limit=limit)
+    async with in_time():
+        record = await _find(job_id, state)
+        place = decode_artifact_cursor(cursor) if cursor is not None else None
+        page = await state.jobs.artifacts(record.job.id, after=place, limit=limit)
     views = [artifact_view(row.ArtifactRow, blobs=state.blobs, ttl=state.rules.presign_ttl) for row in page.artifacts]
     last = page.artifacts[-1] if page.more else None
     next_cursor = encode_artifact_cursor(last.position, last.ArtifactRow.item_index) if last else None
@@ -204,7 +228,7 @@ async def _find(job_id: str, state: ApiState) -> JobRecord:
 
 
 def _id(job_id: str) -> uuid.UUID:
-    try:
-        return uuid.UUID(job_id)
-    except ValueError as error:
-        raise NotFound(_NO_JOB) from error
+    identity = uuid_of(job_id)
+    if identity is None:
+        raise NotFound(_NO_JOB)
+    return identity
