@@ -18,7 +18,9 @@ class Relay:
         self._target = target
         self._listener = self._listen(0)
         self.port: int = self._listener.getsockname()[1]
-        self._pairs: set[tuple[socket.socket, socket.socket]] = set()
+        self._pairs: dict[tuple[socket.socket, socket.socket], int] = {}
+        self.cut_off = 0
+        """How many connections it has cut off so far."""
         self._lock = threading.Lock()
         self._flows = threading.Event()
         self._flows.set()
@@ -65,6 +67,11 @@ class Relay:
         """How many clients are connected."""
         return len(self._pairs)
 
+    @property
+    def sources(self) -> frozenset[int]:
+        """The ports from which it speaks to the server, one for each client that is connected."""
+        return frozenset(self._pairs.values())
+
     def __enter__(self) -> Self:
         self._thread.start()
         return self
@@ -83,7 +90,9 @@ class Relay:
         return listener
 
     def _cut(self) -> None:
-        for pair in list(self._pairs):
+        pairs = list(self._pairs)
+        self.cut_off += len(pairs)
+        for pair in pairs:
             self._end(pair)
 
     def _end(self, pair: tuple[socket.socket, socket.socket]) -> None:
@@ -105,7 +114,7 @@ class Relay:
                 self._ended.wait(_LOOK_SECONDS / 10)
                 continue
             pair = (client, server)
-            self._pairs.add(pair)
+            self._pairs[pair] = server.getsockname()[1]
             threading.Thread(target=self._pass_both, args=(pair,), name="relay", daemon=True).start()
 
     def _pass_both(self, pair: tuple[socket.socket, socket.socket]) -> None:
@@ -116,7 +125,7 @@ class Relay:
         back.join()
         for one in pair:
             one.close()
-        self._pairs.discard(pair)
+        del self._pairs[pair]
 
     def _pass_on(self, one: socket.socket, other: socket.socket, pair: tuple[socket.socket, socket.socket]) -> None:
         with contextlib.suppress(OSError):

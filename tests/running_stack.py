@@ -102,6 +102,15 @@ class RunningStack(Service):
         parent = psutil.Process(self.process.pid)
         return [parent, *parent.children(recursive=True)]
 
+    def replicas(self, deployment: str) -> list[psutil.Process]:
+        """The processes of one deployment: `api:Api` or `dispatcher:Dispatcher`."""
+        found: list[psutil.Process] = []
+        for process in self.family():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if f"ServeReplica:{deployment}" in " ".join(process.cmdline()):
+                    found.append(process)
+        return found
+
     def listens(self) -> set[tuple[str, int]]:
         """Address and port of every TCP socket that one of them listens on."""
         heard: set[tuple[str, int]] = set()

@@ -29,11 +29,19 @@ class Service:
 
     def post(self, **body: Any) -> httpx2.Response:
         """Post a generate job."""
-        return web.post(f"{self.base_url}/v1/jobs", json={"type": "generate", **body}, timeout=10)
+        return self.ask("POST", "/v1/jobs", json={"type": "generate", **body})
 
     def get(self, path: str) -> httpx2.Response:
         """Get a path of the API."""
-        return web.get(f"{self.base_url}{path}", timeout=10)
+        return self.ask("GET", path)
+
+    def ask(self, method: str, path: str, *, timeout: float = 10.0, **request: Any) -> httpx2.Response:
+        """Make any request. Whatever the answer is, it has one id."""
+        response = web.request(method, f"{self.base_url}{path}", timeout=timeout, **request)
+        ids = response.headers.get_list("X-Request-Id")
+        assert len(ids) == 1, (method, path, response.status_code, ids)
+        assert ids[0], (method, path, response.status_code)
+        return response
 
     def run(self, **body: Any) -> dict[str, Any]:
         """Post a job and wait for its end; the job."""

@@ -10,7 +10,6 @@ import httpx2
 import pytest
 
 from tests.running_stack import RunningStack
-from tests.web import web
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -19,7 +18,7 @@ _SLOW_CLIENTS = 200
 
 
 def _asked(stack: RunningStack, method: str, path: str, **request: object) -> httpx2.Response:
-    return web.request(method, f"{stack.base_url}{path}", timeout=60, **request)  # pyright: ignore[reportArgumentType] - as httpx has them
+    return stack.ask(method, path, timeout=60, **request)
 
 
 def _assert_envelope(response: httpx2.Response, status: int, code: str) -> None:

@@ -9,7 +9,6 @@ import time
 from typing import Any
 
 import httpx2
-import psutil
 import pytest
 
 from tests.running_stack import RunningStack, wait_for
@@ -123,22 +122,13 @@ def test_the_admin_socket_is_its_owner_s(stack: RunningStack) -> None:
     assert stack.ray_folder.stat().st_mode & 0o077 == 0
 
 
-def _replicas(stack: RunningStack, name: str) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
-    for process in stack.family():
-        with contextlib.suppress(psutil.NoSuchProcess):
-            if f"ServeReplica:{name}" in " ".join(process.cmdline()):
-                found.append(process)
-    return found
-
-
 def test_a_dead_replica_is_not_noticed_by_those_who_ask_next(stack: RunningStack) -> None:
-    one, *others = _replicas(stack, "api:Api")
+    one, *others = stack.replicas("api:Api")
     assert others
     os.kill(one.pid, signal.SIGKILL)
     for _ in range(50):
         assert stack.get("/healthz").status_code == 200
-    wait_for(lambda: len(_replicas(stack, "api:Api")) == 2, what="the other replica's return")
+    wait_for(lambda: len(stack.replicas("api:Api")) == 2, what="the other replica's return")
 
 
 def test_when_every_replica_is_dead_the_answer_is_an_envelope_until_they_are_back(stack: RunningStack) -> None:
@@ -147,7 +137,7 @@ def test_when_every_replica_is_dead_the_answer_is_an_envelope_until_they_are_bac
     # Serve replaces them one by one, and lets requests wait for the next: kill until nobody is there.
     while refused is None:
         assert time.monotonic() < deadline, "somebody answers all the time"
-        for process in _replicas(stack, "api:Api"):
+        for process in stack.replicas("api:Api"):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid, signal.SIGKILL)
         # A request that is under way as they die may be cut off.

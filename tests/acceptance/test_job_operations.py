@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import socket
 import threading
 import time
@@ -18,14 +19,16 @@ from tests.web import web
 pytestmark = pytest.mark.timeout(400)
 
 _LONG = {"prompt": "a long one", "steps": 50}
+_STILL = ("id", "type", "model_id", "count", "priority", "params", "options", "metadata", "created_at", "links")
+"""What of a job never changes."""
 
 
 def _post(stack: RunningStack, headers: dict[str, str] | None = None, **body: Any) -> httpx2.Response:
-    return web.post(f"{stack.base_url}/v1/jobs", json={"type": "generate", **body}, headers=headers or {}, timeout=120)
+    return stack.ask("POST", "/v1/jobs", json={"type": "generate", **body}, headers=headers or {}, timeout=120)
 
 
 def _act(stack: RunningStack, method: str, path: str) -> httpx2.Response:
-    return web.request(method, f"{stack.base_url}{path}", timeout=30)
+    return stack.ask(method, path, timeout=30)
 
 
 def _jobs_of(stack: RunningStack, mark: str) -> list[dict[str, Any]]:
@@ -61,16 +64,17 @@ def test_fifty_posts_with_one_key_over_both_replicas_make_one_job(stack: Running
     with ThreadPoolExecutor(50) as pool:
         answers = list(pool.map(post, range(50)))
     assert {answer.status_code for answer in answers} == {201}, {answer.text for answer in answers}
-    assert len({answer.json()["id"] for answer in answers}) == 1
+    first, *others = [{name: answer.json()[name] for name in _STILL} for answer in answers]
+    assert others == [first] * 49
     # All of them, when the first was answered by 503.
     assert sum("Idempotency-Replayed" in answer.headers for answer in answers) in {49, 50}
     (job,) = _jobs_of(stack, "fifty")
     assert stack.wait_for_job(job["id"])["status"] == "succeeded"
-    error = _post(stack, headers, params={"prompt": "another"}).json()["error"]
-    assert error["code"] == "idempotency_key_reused"
+    refused = _post(stack, headers, params={"prompt": "another"})
+    assert (refused.status_code, refused.json()["error"]["code"]) == (422, "idempotency_key_reused")
 
 
-def test_a_post_that_was_cut_off_after_it_was_sent_is_repeated_and_makes_one_job(stack: RunningStack) -> None:
+def test_a_post_whose_answer_was_lost_is_repeated_and_makes_one_job(stack: RunningStack) -> None:
     body = {"type": "generate", "params": {"prompt": "a cut one"}, "metadata": {"mark": "cut"}}
     content = json.dumps(body).encode()
     head = (
@@ -79,14 +83,14 @@ def test_a_post_that_was_cut_off_after_it_was_sent_is_repeated_and_makes_one_job
     ).encode()
     with socket.create_connection(("127.0.0.1", stack.ports["PORT"]), timeout=30) as connection:
         connection.sendall(head + content)
-    # Whether the service has heard it before the connection ended or not: there is one job in the end.
-    answers = [
-        web.post(f"{stack.base_url}/v1/jobs", json=body, headers={"Idempotency-Key": "cut-off"}, timeout=30)
-        for _ in range(3)
-    ]
-    assert {answer.status_code for answer in answers} == {201}
-    assert len({answer.json()["id"] for answer in answers}) == 1
-    assert stack.wait_for_job(answers[0].json()["id"])["status"] == "succeeded"
+        wait_for(lambda: _jobs_of(stack, "cut"), what="the job")
+    (job,) = _jobs_of(stack, "cut")
+    answers = [_post(stack, {"Idempotency-Key": "cut-off"}, **body) for _ in range(3)]
+    assert [(answer.status_code, answer.headers.get("Idempotency-Replayed")) for answer in answers] == [
+        (201, "true")
+    ] * 3
+    assert {answer.json()["id"] for answer in answers} == {job["id"]}
+    assert stack.wait_for_job(job["id"])["status"] == "succeeded"
     assert len(_jobs_of(stack, "cut")) == 1
 
 
@@ -101,9 +105,12 @@ def test_a_cancelled_job_is_retried_to_its_end_and_then_deleted(stack: RunningSt
     assert stack.wait_for_job(job["id"])["status"] == "cancelled"
     kept = stack.artifacts(job)
     assert 1 <= len(kept) < 12
+    old_end = len(stack.events(job))
     answer = _act(stack, "POST", f"{path}/retry")
     assert (answer.status_code, answer.json()["progress"]["items_done"]) == (202, len(kept))
-    ended = stack.wait_for_job(job["id"])
+    # To its end, which is not the one before the retry.
+    streamed = stack.ask("GET", job["links"]["stream"], timeout=120)
+    ended = stack.get(path).json()
     assert (ended["status"], ended["progress"]["items_done"], ended["steps"][0]["attempt"]) == ("succeeded", 12, 2)
     images = stack.artifacts(job)
     assert images[: len(kept)] == [
@@ -112,7 +119,8 @@ def test_a_cancelled_job_is_retried_to_its_end_and_then_deleted(stack: RunningSt
     ], "what was finished was not drawn again"
     assert [image["seed"] for image in images] == list(range(3, 15))
     codes = [event["code"] for event in stack.events(job)]
-    assert codes.count("job.queued") == 2
+    assert re.findall(r"^event: (.*)$", streamed.text, re.MULTILINE) == codes
+    assert (codes[old_end - 1], codes[-1], codes.count("job.queued")) == ("job.cancelled", "job.succeeded", 2)
     assert _act(stack, "DELETE", path).status_code == 204
     assert [web.get(image["url"]).status_code for image in images] == [404] * 12
     assert _act(stack, "DELETE", path).status_code == 404

@@ -1,8 +1,10 @@
 """Events through HAProxy, over replicas that die and are deployed anew."""
 
+import csv
 import json
 import random
 import re
+import socket
 import subprocess
 import sys
 import threading
@@ -17,7 +19,7 @@ from dreamforge.client import Client
 from dreamforge.embedded.ray_head import authorization
 from dreamforge.embedded.serve import load_config
 from tests.relay import Relay
-from tests.running_stack import RunningStack, wait_for
+from tests.running_stack import RunningStack, lives, wait_for
 from tests.web import web
 
 pytestmark = pytest.mark.timeout(500)
@@ -29,15 +31,34 @@ def _lines(stack: RunningStack, job_id: str) -> list[dict[str, Any]]:
     return stack.events(stack.get(f"/v1/jobs/{job_id}").json())
 
 
-def _replicas(stack: RunningStack) -> list[psutil.Process]:
-    found: list[psutil.Process] = []
-    for process in stack.family():
-        try:
-            if "ServeReplica:api" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
+def _haproxy(stack: RunningStack, command: str) -> str:
+    """What HAProxy answers on its admin socket."""
+    (path,) = stack.ray_folder.glob("h/*/admin.sock")
+    with socket.socket(socket.AF_UNIX) as connection:
+        connection.settimeout(10)
+        connection.connect(str(path))
+        connection.sendall(f"{command}\n".encode())
+        with connection.makefile() as answer:
+            return answer.read()
+
+
+def _replica_of_the_newest_stream(stack: RunningStack) -> psutil.Process:
+    """The replica that answers whoever has come last."""
+    sessions = _haproxy(stack, "show sess")
+    found = re.findall(r" fe=http_frontend be=(\S+) srv=(\S+) .* age=(\d+)s ", sessions)
+    assert found, sessions
+    *server, _ = min(found, key=lambda session: int(session[2]))
+    _, table = _haproxy(stack, "show servers state").split("# ", 1)
+    servers = csv.DictReader(table.splitlines(), delimiter=" ")
+    (port,) = {int(row["srv_port"]) for row in servers if [row["be_name"], row["srv_name"]] == server}
+    (replica,) = (process for process in stack.replicas("api:Api") if port in _ports(process))
+    return replica
+
+
+def _ports(process: psutil.Process) -> set[int]:
+    """On which it listens."""
+    connections = process.net_connections("tcp")
+    return {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
 
 
 def _deploy_again(stack: RunningStack, *, max_ongoing_requests: int) -> None:
@@ -94,19 +115,22 @@ def test_the_commands_follow_a_job(stack: RunningStack) -> None:
 
 
 def test_a_reader_that_is_cut_off_fifty_times_has_every_event_once(stack: RunningStack) -> None:
-    """In one batch job, over the death of a replica and a new deployment of all of them."""
+    """In one batch job, over the death of the replica that it reads from and a new deployment of all of them."""
     with Relay(target=("127.0.0.1", stack.ports["PORT"])) as relay, Client(stack.base_url) as client:
-        job_id = str(client.submit("a long one", count=60, params={"steps": 50, "seed": 0}).id)
+        job_id = str(client.submit("a long one", count=100, params={"steps": 50, "seed": 0}).id)
         torn = _Reader(f"http://127.0.0.1:{relay.port}", job_id)
         steady = _Reader(stack.base_url, job_id)
-        for cut in range(CUTS):
-            time.sleep(random.uniform(0.1, 0.7))  # noqa: S311 - no secret
-            with relay.refusing():
-                pass
-            if cut == CUTS // 4:
-                _replicas(stack)[0].kill()
-            if cut == CUTS // 2:
-                _deploy_again(stack, max_ongoing_requests=3999)
+        _cut_off(relay, torn, until=CUTS // 3)
+        source = torn.heard_on(relay)
+        _replica_of_the_newest_stream(stack).kill()
+        wait_for(lambda: source not in relay.sources, what="the connection's end with its replica")
+        _cut_off(relay, torn, until=CUTS * 2 // 3)
+        former = stack.replicas("api:Api")
+        _deploy_again(stack, max_ongoing_requests=3999)
+        _cut_off(relay, torn, until=CUTS)
+        wait_for(lambda: not any(lives(replica) for replica in former), what="the end of the former replicas")
+        torn.heard_on(relay)
+        assert relay.cut_off == CUTS
         assert client.get(job_id).status == "running", "all of it happened during the job"
         # The streams were told that their replica was leaving: they did not hold it up until it was killed.
         wait_for(lambda: "the replica is leaving" in stack.command("logs", "api", "-n", "5000").stdout, what="the word")
@@ -117,7 +141,18 @@ def test_a_reader_that_is_cut_off_fifty_times_has_every_event_once(stack: Runnin
             reader.join(90)
             assert [event.seq for event in reader.events] == list(range(1, len(lines) + 1))
             assert [event.code for event in reader.events] == [line["code"] for line in lines]
-    wait_for(lambda: len(_replicas(stack)) == 2, what="two replicas")
+    wait_for(lambda: len(stack.replicas("api:Api")) == 2, what="two replicas")
+
+
+def _cut_off(relay: Relay, reader: "_Reader", *, until: int) -> None:
+    """Cut the reader off again and again, each time in the middle of a stream, until it was so often."""
+    while relay.cut_off < until:
+        source = reader.heard_on(relay)
+        # Anywhere between two events.
+        time.sleep(random.uniform(0, 0.2))  # noqa: S311 - no secret
+        with relay.refusing():
+            pass
+        wait_for(lambda source=source: source not in relay.sources, what="the connection's end")
 
 
 class _Reader(threading.Thread):
@@ -128,7 +163,21 @@ class _Reader(threading.Thread):
         self.events: list[StreamEvent] = []
         self.start()
 
+    def heard_on(self, relay: Relay) -> int:
+        """The port from which the relay speaks for it, once its connection there has brought something new."""
+        before: dict[int, int] = {}
+
+        def is_heard() -> bool:
+            before.update({source: len(self.events) for source in relay.sources - set(before)})
+            return any(len(self.events) > before[source] for source in relay.sources)
+
+        wait_for(is_heard, what="an event", instead=lambda: (relay.sources, len(self.events)))
+        (source,) = relay.sources
+        return source
+
     def run(self) -> None:
         """Follow the job to its end."""
         with Client(self._url) as client:
-            self.events.extend(client.stream(self._job_id))
+            # One by one: others look at the list meanwhile.
+            for event in client.stream(self._job_id):
+                self.events.append(event)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.running_stack import RunningStack, wait_for
+from tests.running_stack import RunningStack, lives, wait_for
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -72,3 +72,14 @@ def test_what_was_there_before_all_this_is_there_still(watched: RunningStack) ->
     wait_for(lambda: watched.said().count("Valkey is back") == 2, what="both servers")
     wait_for(lambda: watched.get(job["links"]["self"]).status_code == 200, what="the job")
     assert watched.get(job["links"]["self"]).json() == job
+
+
+def test_a_killed_dispatcher_is_replaced_and_draws(watched: RunningStack) -> None:
+    (killed,) = watched.replicas("dispatcher:Dispatcher")
+    assert not watched.get("/v1/jobs?status=queued&status=running").json()["items"], "nobody brings back what it ran"
+    killed.kill()
+    wait_for(lambda: not lives(killed), what="its end")
+    job = watched.run(params={"prompt": "after the dispatcher", "seed": 1})
+    assert job["status"] == "succeeded", job["error"]
+    (replacement,) = watched.replicas("dispatcher:Dispatcher")
+    assert replacement.pid != killed.pid

@@ -19,6 +19,8 @@ from tests.service import wait_for
 
 pytestmark = pytest.mark.timeout(200)
 
+_CUTS = 20
+
 
 def _client(kind: str, url: str) -> Any:
     return Client(url) if kind == "blocking" else Awaited(url)
@@ -26,6 +28,34 @@ def _client(kind: str, url: str) -> Any:
 
 def _close(client: Any) -> None:
     client.close() if isinstance(client, Client) else client.end()
+
+
+def _follow(client: Any, job_id: object, followed: list[Any]) -> None:
+    """Have each of the job's events in ``followed`` as soon as it comes."""
+    if isinstance(client, Client):
+        # One by one: others look at the list meanwhile.
+        for event in client.stream(str(job_id)):
+            followed.append(event)
+        return
+
+    async def listen() -> None:
+        async for event in client._client.stream(job_id):
+            followed.append(event)
+
+    client._one(listen())
+
+
+def _unfold_until(engine: Engine, job_id: object, *, enough: threading.Event) -> threading.Thread:
+    """A job that gets on until it is ``enough``, and ends."""
+
+    def write() -> None:
+        while not enough.wait(0.01):
+            happen(engine, str(job_id))
+        end_abruptly(engine, str(job_id))
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    return thread
 
 
 def _unfold(engine: Engine, job_id: object, *, pauses: list[float]) -> threading.Thread:
@@ -44,23 +74,33 @@ def _unfold(engine: Engine, job_id: object, *, pauses: list[float]) -> threading
 
 @pytest.mark.parametrize("kind", ["blocking", "async"])
 def test_a_stream_that_is_cut_off_again_and_again_has_every_event_once(api: LiveApi, engine: Engine, kind: str) -> None:
+    followed: list[Any] = []
+    enough = threading.Event()
     with Relay(target=("127.0.0.1", api.port)) as relay:
         client = _client(kind, f"http://127.0.0.1:{relay.port}")
         job = client.submit("a fox")
-        writer = _unfold(engine, job.id, pauses=[0.01] * 400)
-        followed: list[Any] = []
-        reader = threading.Thread(target=lambda: followed.extend(client.stream(job.id)))
+        writer = _unfold_until(engine, job.id, enough=enough)
+        reader = threading.Thread(target=_follow, args=(client, job.id, followed))
         reader.start()
-        cuts = 0
-        while writer.is_alive():
-            with relay.refusing():
-                cuts += 1
-            time.sleep(random.uniform(0.05, 0.6))  # noqa: S311 - no secret
+        try:
+            for _ in range(_CUTS):
+                wait_for(lambda: relay.connections == 1, what="a connection")
+                heard = len(followed)
+                wait_for(lambda heard=heard: len(followed) > heard, what="an event on it")
+                # Anywhere between two events, or in the middle of one.
+                time.sleep(random.uniform(0, 0.1))  # noqa: S311 - no secret
+                with relay.refusing():
+                    pass
+                wait_for(lambda: not relay.connections, what="the connection's end")
+            assert relay.cut_off == _CUTS
+        finally:
+            enough.set()
+            writer.join()
         reader.join(100)
         assert not reader.is_alive()
         _close(client)
-    assert cuts > 5
-    assert [event.seq for event in followed] == list(range(1, 403))
+    lines = api.get(f"/v1/jobs/{job.id}/logs").text.splitlines()
+    assert [event.seq for event in followed] == list(range(1, len(lines) + 1))
     assert followed[-1].code == "job.failed"
 
 
