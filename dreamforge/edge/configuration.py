@@ -32,7 +32,12 @@ _SECTION = re.compile(r"^(global|defaults|frontend|backend|listen)\b")
 
 
 class UnknownConfiguration(Exception):
-    """The template is not the one that these changes were made for."""
+    """The template is not the one that these changes were made for: Ray is of another version than it should be."""
+
+    def __init__(self, missing: str) -> None:
+        super().__init__(
+            f"Ray Serve's HAProxy configuration has {missing}. Install the version of Ray that constraints.txt names."
+        )
 
 
 @dataclass
