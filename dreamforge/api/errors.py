@@ -46,6 +46,7 @@ HTTP_ERRORS: dict[int, tuple[str, str]] = {
     403: ("forbidden", "The service does not do this."),
     404: ("not_found", "There is nothing at this address."),
     405: ("method_not_allowed", "This address does not take this method."),
+    408: ("request_timeout", "The request did not arrive in time."),
     413: ("body_too_large", "The request body is too large."),
     415: ("unsupported_media_type", "Send the body as application/json."),
 }
@@ -139,7 +140,7 @@ async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse
     if status == 405:
         # Files have a mount, which matches any method, and say themselves what they take.
         headers["Allow"] = _allowed(request) or headers.get("Allow", "")
-    if status == 413:
+    if status in {408, 413}:
         # The rest of the body may have no end.
         headers["Connection"] = "close"
     return envelope(
