@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.routing import Match
 
 from dreamforge import errors
@@ -88,7 +89,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def envelope(
-    request: Request,
+    request: HTTPConnection,
     status: int,
     code: str,
     message: str,
