@@ -15,6 +15,7 @@ from dreamforge.api.readiness import BEATS_MISSED, ReadinessChecks
 from dreamforge.api.request_id import RequestIdMiddleware
 from dreamforge.api.routes import artifacts, events, health, jobs, models
 from dreamforge.api.state import ApiState
+from dreamforge.api.upgrades import UpgradeMiddleware
 from dreamforge.store.statistics import StatisticsStore
 
 
@@ -41,6 +42,7 @@ def create_app(state: ApiState) -> FastAPI:
     app.state.metrics = Metrics(
         StatisticsStore(engine=state.engine), alive_seconds=BEATS_MISSED * state.rules.heartbeat_seconds
     )
+    app.add_middleware(UpgradeMiddleware)
     app.add_middleware(HostMiddleware, allowed=state.rules.allowed_hosts)
     # The outermost: whatever answers, the id is there.
     app.add_middleware(RequestIdMiddleware, adds_header=not state.rules.server_adds_request_id)

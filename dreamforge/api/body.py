@@ -1,5 +1,6 @@
 """Request bodies, read strictly: JSON as the standard has it, text that Postgres can keep, bounded depth and width."""
 
+import asyncio
 import json
 import math
 import re
@@ -11,6 +12,8 @@ from fastapi.routing import APIRoute
 
 from dreamforge.api.errors import BAD_JSON, HttpError
 
+MOST_SECONDS = 30.0
+"""In which a body must have come. The edge has a limit for the first 16 KiB of it only."""
 MOST_DEPTH = 20
 """Of objects and lists in each other; the body is the first."""
 MOST_FIELDS = 256
@@ -41,10 +44,15 @@ class StrictRequest(Request):
     _bytes: bytes | None = None
 
     async def body(self) -> bytes:
-        """The body's bytes. Raises 413 when they are too many, 415 when they are not declared as JSON."""
+        """The body's bytes. Raises 408 when they are too slow, 413 when they are too many, 415 without JSON's type."""
         if self._bytes is not None:
             return self._bytes
-        data = self._bytes = await self._limited_body(self.app.state.api.rules.max_body)
+        rules = self.app.state.api.rules
+        try:
+            async with asyncio.timeout(rules.body_seconds):
+                data = self._bytes = await self._limited_body(rules.max_body)
+        except TimeoutError as error:
+            raise HttpError(408, "The body of the request did not arrive in time.") from error
         media_type = self.headers.get("content-type", "").partition(";")[0].strip().lower()
         if data and not _MEDIA_TYPE.fullmatch(media_type):
             raise HttpError(415, "Send the body as application/json.")

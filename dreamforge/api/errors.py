@@ -14,6 +14,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import HTTPConnection
 from starlette.routing import Match
 
 from dreamforge import errors
@@ -46,6 +47,7 @@ HTTP_ERRORS: dict[int, tuple[str, str]] = {
     403: ("forbidden", "The service does not do this."),
     404: ("not_found", "There is nothing at this address."),
     405: ("method_not_allowed", "This address does not take this method."),
+    408: ("request_timeout", "The request did not arrive in time."),
     413: ("body_too_large", "The request body is too large."),
     415: ("unsupported_media_type", "Send the body as application/json."),
 }
@@ -87,7 +89,7 @@ def install_error_handlers(app: FastAPI) -> None:
 
 
 def envelope(
-    request: Request,
+    request: HTTPConnection,
     status: int,
     code: str,
     message: str,
@@ -139,7 +141,7 @@ async def _on_http_error(request: Request, error: HTTPException) -> JSONResponse
     if status == 405:
         # Files have a mount, which matches any method, and say themselves what they take.
         headers["Allow"] = _allowed(request) or headers.get("Allow", "")
-    if status == 413:
+    if status in {408, 413}:
         # The rest of the body may have no end.
         headers["Connection"] = "close"
     return envelope(

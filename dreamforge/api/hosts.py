@@ -11,7 +11,7 @@ import socket
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import HTTPConnection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from dreamforge.api.errors import envelope
@@ -56,10 +56,10 @@ class HostMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, or answer 403."""
-        if scope["type"] != "http" or scope["path"] in OPEN_PATHS or self._knows_all(Headers(scope=scope)):
+        if scope["type"] == "lifespan" or scope["path"] in OPEN_PATHS or self._knows_all(Headers(scope=scope)):
             await self._app(scope, receive, send)
             return
-        answer = envelope(Request(scope), 403, Forbidden.code, _REFUSAL)
+        answer = envelope(HTTPConnection(scope), 403, Forbidden.code, _REFUSAL)
         await answer(scope, receive, send)
 
     def _knows_all(self, headers: Headers) -> bool:

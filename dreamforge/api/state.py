@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import AsyncEngine
 
+from dreamforge.api.body import MOST_SECONDS
 from dreamforge.api.tail import StreamRules, Tail
 from dreamforge.api.threads import Threads
 from dreamforge.api.waiting import JobEnds
@@ -22,15 +23,16 @@ from dreamforge.store.progress import ProgressStore
 class ApiRules:
     """Settings of the API: what to do while Redis is away, bytes of a body, seconds of a presigned URL.
 
-    ``idempotency_ttl``: seconds for which an Idempotency-Key stands for its job. ``server_adds_request_id``: the server
-    in front puts `X-Request-Id` on every answer. ``allowed_hosts``: the names that the service answers to, see
-    ``dreamforge.api.hosts``.
+    ``body_seconds``: in which a body must have come. ``idempotency_ttl``: seconds for which an Idempotency-Key stands
+    for its job. ``server_adds_request_id``: the server in front puts `X-Request-Id` on every answer. ``allowed_hosts``:
+    the names that the service answers to, see ``dreamforge.api.hosts``.
     """
 
     redis_outage: Literal["accept", "reject"]
     max_body: int
     presign_ttl: int
     heartbeat_seconds: float
+    body_seconds: float = MOST_SECONDS
     idempotency_ttl: int = 86_400
     server_adds_request_id: bool = False
     allowed_hosts: tuple[str, ...] = ("*",)

@@ -4,8 +4,9 @@ Serve writes the configuration from a template (``ray/serve/_private/haproxy_tem
 of our own. What is changed:
 
 - every error is answered in the API's envelope: bad request lines, huge headers, slow clients, dead replicas, and the
-  plain text of Serve itself. For what cannot be parsed a door in TCP mode stands before the frontend, see
-  ``refusal.lua``;
+  plain text of Serve itself and of its HTTP server. For what cannot be parsed a door in TCP mode stands before the
+  frontend, see ``refusal.lua``;
+- a method of nobody's is answered by the API, and an `Upgrade` is not passed on: nothing is spoken here but HTTP;
 - headers by which a client could change how Serve runs its request are dropped;
 - a client that takes nothing of its answer is hung up on after two minutes instead of an hour;
 - a request id that is not sane is replaced, so that nothing unchecked comes back in an answer;
@@ -32,7 +33,12 @@ _SECTION = re.compile(r"^(global|defaults|frontend|backend|listen)\b")
 
 
 class UnknownConfiguration(Exception):
-    """The template is not the one that these changes were made for."""
+    """The template is not the one that these changes were made for: Ray is of another version than it should be."""
+
+    def __init__(self, missing: str) -> None:
+        super().__init__(
+            f"Ray Serve's HAProxy configuration has {missing}. Install the version of Ray that constraints.txt names."
+        )
 
 
 @dataclass
@@ -131,6 +137,7 @@ _DOOR_RULES = (
     # From here on the head is no HTTP, or has not come in time.
     "tcp-request content set-var(txn.received) req.len",
     "tcp-request content use-service lua.refusal if !HTTP",
+    "filter lua.envelope",
     "default_backend behind_the_door",
 )
 
@@ -159,13 +166,19 @@ def _guard(frontend: _Section) -> None:
             "http-request disable-l7-retry if !METH_GET",
             "http-request del-header x-request-timeout-seconds",
             "http-request del-header x-request-disconnect-disabled",
+            # Nothing here is spoken but HTTP: a request that would also like another protocol is answered as any other.
+            "http-request del-header upgrade",
+            # A replica's parser knows some methods and stops at all others. By one that it knows and nothing takes,
+            # the API says what there is at the address, and what that takes.
+            f"http-request set-method TRACE if !{{ method {_METHODS} }}",
+            f"http-request {_reply(400, *_EARLY[400], request_id='var(txn.request_id)')} if !{{ path_beg / }}",
             f"http-request {_reply(404, *_NOWHERE, request_id='var(txn.request_id)')} "
             "if { path_beg -i /-/ } !{ path -i /-/healthz }",
             f"http-request wait-for-body time {REQUEST_SECONDS}s if METH_POST",
             *(
-                f"http-response {_reply(status, *_SERVE_TEXT[status], request_id='var(txn.request_id)')} "
+                f"http-response {_reply(status, *_REPLICA_TEXT[status], request_id='var(txn.request_id)')} "
                 f"if {{ status {status} }} {plain_text}"
-                for status in _SERVE_TEXT
+                for status in _REPLICA_TEXT
             ),
             "http-response del-header server",
         ],
@@ -182,7 +195,16 @@ _EARLY = {
     413: ("body_too_large", "The request body is too large."),
     501: ("invalid_request", "The request uses a part of HTTP that is not supported."),
 }
-_SERVE_TEXT = {404: _NOWHERE, 408: _SLOW, 500: ("internal", "Something went wrong inside the service."), 503: _AWAY}
+_REPLICA_TEXT = {
+    # What HAProxy lets pass and a replica's parser does not: control characters in a header, say.
+    400: _EARLY[400],
+    404: _NOWHERE,
+    408: _SLOW,
+    500: ("internal", "Something went wrong inside the service."),
+    503: _AWAY,
+}
+"""By the status of an answer in plain text, which is of Serve or of its HTTP server, not of the API."""
+_METHODS = "GET HEAD POST PUT PATCH DELETE OPTIONS"
 _RETRY_AFTER = 5
 
 

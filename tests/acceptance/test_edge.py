@@ -52,8 +52,10 @@ def _assert_envelope(status: int, headers: dict[str, str], body: Any, *, code: s
         b"GET /" + b"a" * 40_000 + b" HTTP/1.1\r\nHost: x\r\n\r\n",
         b"GET /healthz HTTP/1.1\r\nHost: x\r\nContent-Length: -1\r\n\r\n",
         b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n{}",
+        b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno chunk\r\n",
+        b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-Control: \x01\r\n\r\n",
     ],
-    ids=["no HTTP", "NUL", "huge header", "huge path", "negative length", "two lengths"],
+    ids=["no HTTP", "NUL", "huge header", "huge path", "negative length", "two lengths", "no chunk", "control"],
 )
 def test_what_is_no_http_is_answered_in_the_envelope(stack: RunningStack, request_: bytes) -> None:
     status, headers, body = _spoken(stack, request_)
@@ -75,6 +77,27 @@ def test_a_slow_client_is_told_and_let_go(stack: RunningStack, request_: bytes) 
     assert 5 < time.monotonic() - began < 30
     assert status == 408
     _assert_envelope(status, headers, body, code="request_timeout")
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "code"),
+    [
+        (b"FOO /v1/jobs", 405, "method_not_allowed"),
+        (b"get /v1/jobs", 405, "method_not_allowed"),
+        (b"FOO /v1/nothing", 404, "not_found"),
+        (b"GET /v1/nothing", 404, "not_found"),
+        (b"PUT /v1/jobs", 405, "method_not_allowed"),
+    ],
+)
+def test_methods_of_nobody_s_and_websockets_are_answered_by_the_api(
+    stack: RunningStack, line: bytes, status: int, code: str
+) -> None:
+    upgrade = b"Upgrade: websocket\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n"
+    for more in (b"Connection: close\r\n", b"Connection: close, Upgrade\r\n" + upgrade):
+        told, headers, body = _spoken(stack, line + b" HTTP/1.1\r\nHost: localhost\r\n" + more + b"\r\n")
+        assert told == status
+        _assert_envelope(told, headers, body, code=code)
+        assert ("allow" in headers) == (status == 405)
 
 
 @pytest.mark.parametrize("path", ["/-/routes", "/-/ROUTES", "/-/", "/-/anything"])

@@ -137,5 +137,5 @@ def test_without_postgres_every_route_says_so(redis_url: str, object_store: Obje
         for response in (client.post("/v1/jobs", json=GOOD), client.get("/v1/models")):
             assert_envelope(response, 503, "database_unavailable")
             assert response.headers["Retry-After"] == "5"
-        assert client.get("/readyz").status_code == 503
-        assert client.get("/healthz").status_code == 200
+        assert client.get("/readyz").status_code == client.head("/readyz").status_code == 503
+        assert client.get("/healthz").status_code == client.head("/healthz").status_code == 200
