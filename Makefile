@@ -30,7 +30,10 @@ openapi: $(INSTALLED)  ## Write tests/openapi.json anew, once the API is meant t
 	@$(BIN)/python -m tests.openapi_document
 
 bench: $(INSTALLED)  ## Measure, print tables, and write them to build/ as JSON.
-	@for what in start requests streams pages; do $(BIN)/python -m tests.benchmarks.$$what; done
+	@failed=; for what in start requests streams pages; do \
+		$(BIN)/python -m tests.benchmarks.$$what || failed+=" $$what"; \
+	done; \
+	[[ -z $$failed ]] || { echo "Failed:$$failed" >&2; exit 1; }
 
 clean:  ## Remove the virtual environment. Data stay in .dreamforge.
 	rm -rf $(VENV)

@@ -1,7 +1,7 @@
 """Jobs as the API sees them: submit, read, cancel, retry, delete; their artifacts and their events."""
 
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,7 +184,7 @@ class JobStore:
             rows = (await session.execute(query)).all()
         return ArtifactPage(artifacts=rows[:limit], more=len(rows) > limit)
 
-    async def events(self, job_id: uuid.UUID, wanted: events.EventFilter) -> AsyncIterator[events.EventRecord]:
+    async def events(self, job_id: uuid.UUID, wanted: events.EventFilter) -> AsyncGenerator[events.EventRecord]:
         """Every event of the job that fits ``wanted``, oldest first, read page by page."""
         while True:
             async with in_time(), self._sessions() as session:

@@ -7,7 +7,6 @@ tables and writes both as JSON. Memory is PSS: pages that processes share are sh
 """
 
 import argparse
-import json
 import re
 import signal
 import tempfile
@@ -16,9 +15,9 @@ from collections import defaultdict
 from pathlib import Path
 
 import psutil
-from rich.console import Console
 from rich.table import Table
 
+from tests.benchmarks import report
 from tests.running_stack import RunningStack
 
 _MIB = 1024 * 1024
@@ -53,15 +52,14 @@ def main() -> None:
     """Measure, print, write."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--json", type=Path, default=Path("build/start.json"), help="where the figures go")
-    target: Path = parser.parse_args().json
+    arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="df-start-") as folder:
         stack = RunningStack(data_dir=Path(folder) / "data", DREAMFORGE_SELF_CHECK="true")
         stack.data_dir.mkdir()
         fresh, _ = _measure(stack)
         warm, memory = _measure(stack)
     _print(fresh, warm, memory)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_text(json.dumps({"seconds": {"fresh": fresh, "warm": warm}, "memory_mib": memory}, indent=2))
+    report.write(arguments.json, arguments, {"seconds": {"fresh": fresh, "warm": warm}, "memory_mib": memory})
 
 
 def _measure(stack: RunningStack) -> tuple[dict[str, float], dict[str, float]]:
@@ -108,14 +106,13 @@ def _name(process: psutil.Process) -> str:
 
 
 def _print(fresh: dict[str, float], warm: dict[str, float], memory: dict[str, float]) -> None:
-    console = Console()
     times = Table("phase", "fresh, s", "warm, s")
     for phase in fresh:
         times.add_row(phase, f"{fresh[phase]:.1f}", f"{warm.get(phase, 0.0):.1f}")
     sizes = Table("process", "MiB")
     for name, size in memory.items():
         sizes.add_row(name, f"{size:.0f}")
-    console.print(times, sizes)
+    report.show(times, sizes)
 
 
 if __name__ == "__main__":
