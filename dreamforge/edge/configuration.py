@@ -181,6 +181,9 @@ def _guard(frontend: _Section) -> None:
                 for status in _REPLICA_TEXT
             ),
             "http-response del-header server",
+            # What HAProxy answers by itself for Serve, as for `/-/healthz`, has no id.
+            "http-after-response set-header x-request-id %[var(txn.request_id)] "
+            "if { var(txn.request_id) -m found } !{ res.hdr(x-request-id) -m found }",
         ],
     )
 
