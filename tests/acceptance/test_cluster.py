@@ -134,6 +134,10 @@ def test_a_node_that_joins_while_work_waits_takes_its_share(cluster: RayCluster,
 
 def test_a_lost_node_fails_its_step_with_a_code_and_no_other(cluster: RayCluster, variables: dict[str, str]) -> None:
     nodes = cluster.nodes
+    if "three" not in nodes:
+        cluster.start_node("three")
+        cluster.wait_for_node("three")
+    wait_for(lambda: _slots(variables) == 4, what="a slot for each GPU and one more")
     running = _placed(cluster, _submit(cluster, jobs=3))
     assert set(running) == {"one", "two", "three"}, "three steps at once are on three nodes"
     with nodes["one"].held(), nodes["two"].held(), nodes["three"].held():

@@ -130,13 +130,19 @@ def test_a_step_from_its_call_to_the_end(tiny_model: Path) -> None:
         assert ready.device_name == "cpu"
         assert set(ready.versions) == {"python", "torch", "diffusers", "transformers"}
         assert 0 < talk.until(ModelLoaded).seconds < PATIENCE
+        # An image is begun on a credit, and never without one.
+        with pytest.raises(TimeoutError):
+            talk.runner.channel.receive(timeout=0.5)
         for index, seed in enumerate((40, 41)):
             image = talk.draw(index, seed=seed)
             assert (image.item_index, image.seed) == (index, seed)
             assert (image.width, image.height, len(image.pixels)) == (72, 88, 72 * 88 * 3)
             assert set(image.timings) == {"encode_prompt", "denoise", "decode"}
             assert all(seconds >= 0 for seconds in image.timings.values())
-        assert talk.finish().peak_memory is None
+        talk.runner.channel.send(EndOfItems())
+        assert talk.until(StepDone).peak_memory is None
+        assert talk.runner.wait(0.5) is None, "it stays until its last word has been heard"
+        talk.acknowledge()
         assert talk.runner.wait(PATIENCE) == 0
         # No advice of libraries, no progress bars, no word on the prompt's length.
         assert talk.runner.output_tail() == ""
