@@ -19,6 +19,7 @@ from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.engine import open_async_engine
 from tests.relay import Relay
 from tests.service import wait_for
+from tests.web import web
 
 GOOD: dict[str, Any] = {"type": "generate", "params": {"prompt": "a lighthouse at dawn"}}
 JSON = {"Content-Type": "application/json"}
@@ -70,7 +71,11 @@ def served(state: ApiState) -> Generator[str]:
         thread.start()
         try:
             wait_for(lambda: server.started, what="the application's start")
-            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+            # FastAPI builds the routes when it is first asked, with warnings switched off: for all threads, until the
+            # first of them is done. Two replicas must not do that side by side where warnings are errors.
+            web.get(f"{url}/healthz")
+            yield url
         finally:
             server.should_exit = True
             thread.join(timeout=30)
