@@ -17,7 +17,6 @@ from dreamforge.embedded.ports import free_port
 from dreamforge.embedded.postgres import Postgres
 from dreamforge.embedded.valkey import Valkey
 from dreamforge.store import migrate
-from tests.running_stack import RunningStack
 from tests.servers import postgres as postgres_of_debian
 from tests.servers import redis as redis_of_debian
 from tests.servers import swift as swift_of_openstack
@@ -193,21 +192,6 @@ def swift(server_folder: Path) -> Iterator[Swift]:
         yield server
     finally:
         server.stop()
-
-
-@pytest.fixture(scope="session")
-def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
-    """The whole service as `dreamforge up` starts it, ready."""
-    data_dir = tmp_path_factory.mktemp("stack")
-    stack = RunningStack(
-        data_dir=data_dir, DREAMFORGE_SELF_CHECK="true", DREAMFORGE_MODELS_DIR=str(data_dir / "models")
-    )
-    stack.start()
-    try:
-        stack.wait_until_ready()
-        yield stack
-    finally:
-        stack.kill()
 
 
 def create_database(server: Database, *, template: str) -> str:

@@ -1,5 +1,6 @@
-"""What the tests of refusals share."""
+"""The service that most tests share, and what the tests of refusals do."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,3 +19,21 @@ def shared_models(tmp_path_factory: pytest.TempPathFactory) -> None:
 def refusals(tmp_path: Path) -> Refusals:
     """`dreamforge up` over a folder of the test's own."""
     return Refusals(tmp_path)
+
+
+@pytest.fixture(scope="package")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
+    """The whole service as `dreamforge up` starts it, ready.
+
+    It ends with these tests: even idle, it takes its part of a processor from those that come after them.
+    """
+    data_dir = tmp_path_factory.mktemp("stack")
+    stack = RunningStack(
+        data_dir=data_dir, DREAMFORGE_SELF_CHECK="true", DREAMFORGE_MODELS_DIR=str(data_dir / "models")
+    )
+    stack.start()
+    try:
+        stack.wait_until_ready()
+        yield stack
+    finally:
+        stack.kill()

@@ -135,7 +135,7 @@ def test_logs_knows_its_parts(detached: RunningStack) -> None:
 
 def test_logs_can_be_followed(detached: RunningStack) -> None:
     with detached.spawn("logs", "dispatcher", "-f", "-n", "1000") as following:
-        wait_for(lambda: "tail" in psutil.Process(following.pid).cmdline()[0], what="the reader")
+        wait_for(lambda: psutil.Process(following.pid).name() == "tail", what="the reader")
         job = detached.run(params={"prompt": "followed"})
         assert following.stdout is not None
         line = next(line for line in following.stdout if job["id"] in line)

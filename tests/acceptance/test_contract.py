@@ -125,6 +125,7 @@ def test_pages_skip_and_repeat_nothing_while_jobs_are_added(stack: RunningStack)
     assert len(added) >= 2
     assert _ids(stack, f"limit={len(added)}") == added[::-1]
     for job_id in added:
+        web.post(f"{stack.base_url}/v1/jobs/{job_id}/cancel")
         stack.wait_for_job(job_id)
 
 

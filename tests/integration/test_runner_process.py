@@ -180,7 +180,7 @@ def _prepared(model: Path, **params: Any) -> Runner:
 def test_every_scheduler_draws_an_image_of_its_own_and_keeps_nothing_from_item_to_item(tiny_model: Path) -> None:
     images: dict[str, bytes] = {}
     for scheduler in SCHEDULERS:
-        runner = _prepared(tiny_model, scheduler=scheduler, steps=4)
+        runner = _prepared(tiny_model, scheduler=scheduler, steps=4, width=32, height=32)
         first, other, again = (runner.run_step(BeginItem(item_index=0, seed=seed)).pixels for seed in (5, 9, 5))
         assert len(set(first)) > 50
         assert first == again != other, scheduler
