@@ -202,7 +202,9 @@ def _binaries() -> Path:
 
 def _is_postgres(pid: int) -> bool:
     try:
-        return psutil.Process(pid).name() in {"postgres", "postmaster"}
+        process = psutil.Process(pid)
+        # One that was killed and that nobody has collected serves nobody.
+        return process.name() in {"postgres", "postmaster"} and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
 

@@ -53,7 +53,8 @@ def driver_url(database_url: str) -> str:
 
 def libpq_url(database_url: str) -> str:
     """The URL as psycopg itself takes it, whichever Postgres scheme it came with."""
-    return make_url(database_url).set(drivername="postgresql").render_as_string(hide_password=False)
+    # Not taken apart: SQLAlchemy writes a password's spaces in a way that libpq refuses.
+    return f"postgresql://{database_url.partition('://')[2]}"
 
 
 def open_engine(database_url: str, *, application: str, pool_size: int = 5) -> Engine:

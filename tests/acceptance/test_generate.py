@@ -119,6 +119,7 @@ def test_only_the_runner_holds_torch(stack: RunningStack) -> None:
         names += command[:1]
         if any("libtorch" in path for path in maps):
             holders.append(command)
+    web.post(f"{stack.base_url}{job['links']['cancel']}")
     stack.wait_for_job(job["id"])
     assert holders, "a runner was at work"
     assert all("dreamforge.runners.process" in command for command in holders), holders
@@ -191,7 +192,7 @@ def test_artifacts_come_in_pages(stack: RunningStack) -> None:
 
 
 def test_jobs_posted_together_all_end(stack: RunningStack) -> None:
-    jobs = [stack.post(params={"prompt": f"fox {number}"}).json() for number in range(4)]
+    jobs = [stack.post(params={"prompt": f"fox {number}"}).json() for number in range(3)]
     assert {stack.wait_for_job(job["id"])["status"] for job in jobs} == {"succeeded"}
 
 

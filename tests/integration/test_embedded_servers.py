@@ -26,7 +26,7 @@ from dreamforge.embedded.process import ServerProcess
 from dreamforge.embedded.trouble import StackError
 from dreamforge.embedded.valkey import Valkey
 from dreamforge.errors import StorageUnavailable
-from tests.running_stack import wait_for
+from tests.running_stack import lives, wait_for
 
 Server = Postgres | Valkey | ObjectStore
 
@@ -306,6 +306,25 @@ def test_a_pid_file_whose_number_somebody_else_has_now_does_not_hold_postgresql_
         finally:
             server.stop()
             other.kill()
+
+
+def test_a_killed_postgresql_that_nobody_has_collected_does_not_hold_the_next_one_up(tmp_path: Path) -> None:
+    killed, server = (_postgres(tmp_path, free_port()) for _ in range(2))
+    killed.start()
+    try:
+        killed.wait_ready()
+        assert killed.process is not None
+        process = psutil.Process(killed.process.pid)
+        family = [process, *process.children(recursive=True)]
+        for member in family:
+            member.kill()
+        wait_for(lambda: not any(lives(member) for member in family), what="their death")
+        assert process.status() == psutil.STATUS_ZOMBIE
+        server.start()
+        assert server.wait_ready()
+    finally:
+        server.stop()
+        killed.stop()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
