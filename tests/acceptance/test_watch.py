@@ -39,9 +39,9 @@ def _process_of(stack: RunningStack, part: str, command: str | None) -> int:
         ("valkey", "Valkey", None, signal.SIGKILL),
         ("s3", "S3", None, signal.SIGKILL),
         ("ray", "Ray", None, signal.SIGKILL),
+        ("ray", "Ray", "gcs_server", signal.SIGKILL),
         # As `ray stop` ends it, after which `ray start` itself lives on.
-        ("ray", "Ray", "gcs_server", signal.SIGTERM),
-        ("ray", "Ray", "raylet/raylet", signal.SIGKILL),
+        ("ray", "Ray", "raylet/raylet", signal.SIGTERM),
     ],
     ids=["postgres", "valkey", "s3", "ray", "the GCS", "the raylet"],
 )
