@@ -125,7 +125,7 @@ def test_a_stack_that_was_killed_with_all_its_servers_comes_back_as_it_was(own_s
     sentence = own_stack.said().strip().splitlines()[-1]
     assert sentence.startswith("✗ ")
     assert "'9999'" in sentence
-    assert "newer Dream Forge" in sentence
+    assert "probably a newer one: use that version" in sentence
     assert "Traceback" not in own_stack.said()
 
 
