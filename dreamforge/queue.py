@@ -192,7 +192,7 @@ class _TicketWorker(SimpleWorker):
     def dequeue_job_and_maintain_ttl(
         self,
         timeout: int | None,  # noqa: ARG002 - RQ's signature
-        max_idle_time: int | None = None,  # noqa: ARG002
+        max_idle_time: int | None = None,  # noqa: ARG002 - RQ's signature
     ) -> tuple[Job, Queue] | None:
         # RQ looks at its stop flag only between two messages.
         while not self._stop_requested:

@@ -7,9 +7,9 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 from urllib.parse import quote
 
 import psutil
@@ -96,6 +96,16 @@ class RunningStack(Service):
             return "Dream Forge is ready" in self.said()
 
         wait_for(is_ready, seconds=READY_SECONDS, what=f"readiness (see {self.output})")
+
+    @contextlib.contextmanager
+    def ready(self) -> Generator[Self]:
+        """A block in which it runs, from its readiness on."""
+        self.start()
+        try:
+            self.wait_until_ready()
+            yield self
+        finally:
+            self.kill()
 
     def family(self) -> list[psutil.Process]:
         """It and every process below it."""

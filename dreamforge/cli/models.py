@@ -54,7 +54,7 @@ def add(
 ) -> None:
     """Make an SDXL model known that lies in a folder. It stays there: every GPU node must find it at that path."""
     from dreamforge.embedded.installation import add_model  # noqa: PLC0415 - `list` needs no database
-    from dreamforge.embedded.layout import database_url_of  # noqa: PLC0415
+    from dreamforge.embedded.layout import database_url_of  # noqa: PLC0415 - likewise
 
     console = Console(stderr=True)
     with told_to(console):

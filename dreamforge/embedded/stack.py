@@ -137,7 +137,7 @@ class Stack:
 
     def _jobs_ahead(self) -> int:
         from dreamforge.store.claims import ClaimStore  # noqa: PLC0415 - see above
-        from dreamforge.store.engine import open_engine  # noqa: PLC0415
+        from dreamforge.store.engine import open_engine  # noqa: PLC0415 - see above
 
         engine = open_engine(self._layout.database_url, application="dreamforge-up", pool_size=1)
         try:

@@ -19,7 +19,7 @@ def main(descriptor: int, parent: int) -> int:
     die_with_parent(parent)
     remark = leave_network()
     # Only now: torch starts threads, and a process with threads cannot leave its user namespace.
-    from dreamforge.runners.conversation import converse  # noqa: PLC0415
+    from dreamforge.runners.conversation import converse  # noqa: PLC0415 - see above
 
     channel = FrameChannel(socket.socket(fileno=descriptor))
     try:

@@ -31,9 +31,5 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     stack = RunningStack(
         data_dir=data_dir, DREAMFORGE_SELF_CHECK="true", DREAMFORGE_MODELS_DIR=str(data_dir / "models")
     )
-    stack.start()
-    try:
-        stack.wait_until_ready()
+    with stack.ready():
         yield stack
-    finally:
-        stack.kill()

@@ -21,13 +21,8 @@ _SOON = 3.0
 @pytest.fixture(scope="module")
 def own_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """A stack whose database may be frozen."""
-    stack = RunningStack(data_dir=tmp_path_factory.mktemp("frozen"))
-    stack.start()
-    try:
-        stack.wait_until_ready()
+    with RunningStack(data_dir=tmp_path_factory.mktemp("frozen")).ready() as stack:
         yield stack
-    finally:
-        stack.kill()
 
 
 def _postgres(stack: RunningStack) -> list[psutil.Process]:

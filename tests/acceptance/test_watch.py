@@ -15,13 +15,8 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def watched(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningStack]:
     """A stack whose servers may be killed."""
-    stack = RunningStack(data_dir=tmp_path_factory.mktemp("watched"))
-    stack.start()
-    try:
-        stack.wait_until_ready()
+    with RunningStack(data_dir=tmp_path_factory.mktemp("watched")).ready() as stack:
         yield stack
-    finally:
-        stack.kill()
 
 
 def _process_of(stack: RunningStack, part: str, command: str | None) -> int:

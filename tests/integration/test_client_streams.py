@@ -13,7 +13,7 @@ from sqlalchemy import Engine
 
 from dreamforge.client import ApiError, Client, UnexpectedAnswer
 from tests.integration.live_api import LiveApi, end_abruptly, happen
-from tests.integration.test_client import _Awaited as Awaited  # pyright: ignore[reportPrivateUsage]
+from tests.integration.test_client import _Awaited as Awaited  # pyright: ignore[reportPrivateUsage] - a test's own
 from tests.relay import Relay
 from tests.service import wait_for
 

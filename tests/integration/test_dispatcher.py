@@ -55,10 +55,10 @@ def engine(database_url: str) -> Iterator[Engine]:
 def _play(behaviour: str, database_url: str, order: dict[str, Any]) -> None:
     """What a supervisor does, as far as the dispatcher can see it. Runs in a Ray worker."""
     from dreamforge.errors import DatabaseUnavailable  # noqa: PLC0415 - in the worker
-    from dreamforge.jobs.events import StepStarted  # noqa: PLC0415
-    from dreamforge.jobs.outcome import Outcome  # noqa: PLC0415
-    from dreamforge.store.attempts import AttemptStore, NewArtifact  # noqa: PLC0415
-    from dreamforge.store.fence import Fence  # noqa: PLC0415
+    from dreamforge.jobs.events import StepStarted  # noqa: PLC0415 - in the worker
+    from dreamforge.jobs.outcome import Outcome  # noqa: PLC0415 - in the worker
+    from dreamforge.store.attempts import AttemptStore, NewArtifact  # noqa: PLC0415 - in the worker
+    from dreamforge.store.fence import Fence  # noqa: PLC0415 - in the worker
 
     engine = open_engine(database_url, application="played", pool_size=1)
     attempt = AttemptStore(engine=engine, fence=Fence(**order))

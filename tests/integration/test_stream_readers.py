@@ -218,6 +218,6 @@ def test_a_log_that_is_read_once_does_not_wait_for_those_who_read_history(make_a
     with make_api() as api:
         job = new_job(api)
         # All places are taken, and nobody gives one back.
-        api.state.tail._reading._value = 0  # pyright: ignore[reportPrivateUsage]
+        api.state.tail._reading._value = 0  # pyright: ignore[reportPrivateUsage] - as if all read
         assert web.get(api.base_url + job["links"]["logs"], timeout=60).status_code == 200
         assert web.get(stream_of(api, job), timeout=60).status_code == 503

@@ -15,7 +15,7 @@ def _address(**values: Any) -> str:
 
 def test_it_is_here_with_a_ray_of_our_own_whatever_clients_speak_to_otherwise() -> None:
     assert _address(url="http://elsewhere:1") == "http://127.0.0.1:9000"
-    assert _address(host="0.0.0.0") == "http://127.0.0.1:9000"  # noqa: S104
+    assert _address(host="0.0.0.0") == "http://127.0.0.1:9000"  # noqa: S104 - only text here
 
 
 @pytest.mark.parametrize("head", ["127.0.0.1", "localhost", "127.0.0.2"])

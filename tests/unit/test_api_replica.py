@@ -33,7 +33,7 @@ _VARIABLES = {
     "DREAMFORGE_STREAM_IDLE_SECONDS": "1.5",
     "DREAMFORGE_STREAM_KEEP_ALIVE_SECONDS": "11",
     "DREAMFORGE_STREAM_STALL_SECONDS": "12",
-    "DREAMFORGE_HOST": "0.0.0.0",  # noqa: S104 - a value that is compared
+    "DREAMFORGE_HOST": "0.0.0.0",  # noqa: S104 - only text here - a value that is compared
     "DREAMFORGE_ALLOWED_HOSTS": "forge.example.org, *.forge.example.net",
 }
 
