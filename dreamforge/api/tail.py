@@ -28,6 +28,8 @@ KEPT = 1000
 """Events that a channel holds for those who are a little behind."""
 _READERS = 4
 """Pages of history that are read at the same time, out of a pool of about ten connections."""
+_FRESH_SECONDS = 2.0
+"""So long after news more is soon expected: the pause does not grow yet."""
 _GROWTH = 1.25
 _AWAY_SECONDS = 1.0
 
@@ -38,8 +40,8 @@ class StreamBroken(Exception):
 
 @dataclass(frozen=True)
 class StreamRules:
-    """Seconds: between two looks while there is news, and while there is none; of silence before a sign of life; that a
-    reader may take nothing."""
+    """Seconds: from one look to the next while there is news, and while there is none; of silence before a sign of
+    life; that a reader may take nothing."""
 
     poll: float = 0.1
     idle: float = 0.4
@@ -217,6 +219,7 @@ class Tail:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         pause, is_away = self.rules.poll, False
+        due = news_at = loop.time()
         while self._channels:
             began = loop.time()
             self._joined.clear()
@@ -231,9 +234,24 @@ class Tail:
                 pause = _AWAY_SECONDS
             else:
                 is_away = False
-                pause = self.rules.poll if moved else min(max(pause, self.rules.poll) * _GROWTH, self.rules.idle)
+                news_at = loop.time() if moved else news_at
+                pause = self._next_pause(pause, silent_for=loop.time() - news_at)
+            due = self._next_due(due, pause, began=began, now=loop.time())
+            await self._rest(until=due)
+            due = min(due, loop.time())
+
+    def _next_pause(self, pause: float, *, silent_for: float) -> float:
+        if silent_for < _FRESH_SECONDS:
+            return self.rules.poll
+        return min(max(pause, self.rules.poll) * _GROWTH, self.rules.idle)
+
+    def _next_due(self, due: float, pause: float, *, began: float, now: float) -> float:
+        took = now - began
+        if took > self.rules.idle:
             # Where a look takes long there is load: at most half of the time is spent on looking.
-            await self._rest(max(pause, loop.time() - began))
+            return now + max(pause, took)
+        # Counted from when this look was due: that many clients are told meanwhile does not make looks fewer.
+        return max(due + pause, now)
 
     async def _poll(self) -> bool:
         followed = dict(self._channels)
@@ -263,10 +281,9 @@ class Tail:
                 moved |= channel.publish(news.get(job_id))
         return moved
 
-    async def _rest(self, seconds: float) -> None:
+    async def _rest(self, *, until: float) -> None:
         loop = asyncio.get_running_loop()
-        until = loop.time() + seconds
-        await asyncio.sleep(min(seconds, self.rules.poll))
+        await asyncio.sleep(max(0.0, min(until - loop.time(), self.rules.poll)))
         # The rest of a long pause is not for somebody who has just come.
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout_at(until):

@@ -132,7 +132,7 @@ _DOOR_RULES = (
     "mode tcp",
     "no log",
     f"tcp-request inspect-delay {REQUEST_SECONDS}s",
-    "tcp-request connection set-var(sess.began) date",
+    "tcp-request connection set-var(sess.began) date(0,ms)",
     "tcp-request content accept if HTTP",
     # From here on the head is no HTTP, or has not come in time.
     "tcp-request content set-var(txn.received) req.len",

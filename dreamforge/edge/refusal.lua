@@ -4,9 +4,11 @@
 -- something later is none: a body's chunk, the second request of a connection.
 --
 -- Argument: how many seconds a client may take to send the head of its request.
--- Variables: `sess.began`, when the connection was accepted (epoch), and `txn.received`, the bytes that have come.
+-- Variables: `sess.began`, when the connection was accepted (milliseconds since the epoch, as of now below: by whole
+-- seconds, or by another clock, a slow client would be told now and then that it speaks no HTTP), and `txn.received`,
+-- the bytes that have come.
 
-local patience = tonumber((...))
+local patience = (tonumber((...)) - 0.5) * 1000
 
 local ANSWER = "HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\nX-Request-Id: %s\r\n"
     .. "Cache-Control: no-store\r\nConnection: close\r\n\r\n%s"
@@ -26,7 +28,7 @@ core.register_service("refusal", "tcp", function(applet)
     if (applet:get_var("txn.received") or 0) == 0 then
         return -- nobody has asked anything
     end
-    local is_slow = core.now().sec - (applet:get_var("sess.began") or 0) >= patience
+    local is_slow = applet.f:date(0, "ms") - (applet:get_var("sess.began") or 0) >= patience
     applet:send(answer(applet.f:uuid(), table.unpack(is_slow and SLOW or BAD)))
 end)
 

@@ -5,7 +5,7 @@ import ctypes
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -87,13 +87,12 @@ class ServerProcess:
     def wait_until(self, is_ready: Callable[[], bool], *, timeout: float) -> None:
         """Return once ``is_ready``. Raises ``StackError`` when the server ends before, or takes too long."""
         deadline = time.monotonic() + timeout
-        while not is_ready():
+        while not (is_ready() and self._has_vital()):
             if self.exit_code is not None:
                 raise StackError(f"{self._program.name} ended at its start:\n{self.log_tail()}")
             if time.monotonic() > deadline:
                 raise StackError(f"{self._program.name} was not ready after {timeout:g} s:\n{self.log_tail()}")
             time.sleep(_POLL_SECONDS)
-        self._vital = {name: child for child in self._children() if (name := child.name()) in self._program.vital}
 
     def wait_for_end(self, *, timeout: float) -> int:
         """The exit code. Raises ``StackError`` when it takes too long."""
@@ -131,8 +130,17 @@ class ServerProcess:
         except psutil.NoSuchProcess:
             return []
 
-    def _children(self) -> list[psutil.Process]:
-        return psutil.Process(self.pid).children() if self._program.vital else []
+    def _has_vital(self) -> bool:
+        """Whether every vital child is there: who answers may be ready before another has begun."""
+        if self._program.vital:
+            self._vital = {name: child for name, child in self._children() if name in self._program.vital}
+        return len(self._vital) == len(self._program.vital)
+
+    def _children(self) -> Iterator[tuple[str, psutil.Process]]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for child in psutil.Process(self.pid).children():
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    yield child.name(), child
 
 
 def _lives(process: psutil.Process) -> bool:

@@ -6,6 +6,7 @@ import os
 import signal
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
@@ -63,20 +64,24 @@ def test_what_is_no_http_is_answered_in_the_envelope(stack: RunningStack, reques
     _assert_envelope(status, headers, body, code="invalid_request")
 
 
-@pytest.mark.parametrize(
-    "request_",
-    [
-        b"GET /healthz HTTP/1.1\r\nHost: x\r\n",
-        b'POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"type":',
-    ],
-    ids=["head", "body"],
-)
-def test_a_slow_client_is_told_and_let_go(stack: RunningStack, request_: bytes) -> None:
-    began = time.monotonic()
-    status, headers, body = _spoken(stack, request_)
-    assert 5 < time.monotonic() - began < 30
-    assert status == 408
-    _assert_envelope(status, headers, body, code="request_timeout")
+def test_slow_clients_are_told_and_let_go(stack: RunningStack) -> None:
+    head = b"GET /healthz HTTP/1.1\r\nHost: x\r\n"
+    body = b"POST /v1/jobs HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 500\r\n\r\n{"
+
+    def spoken(request: bytes, pause: float) -> tuple[float, int, dict[str, str], Any]:
+        time.sleep(pause)
+        began = time.monotonic()
+        answer = _spoken(stack, request)
+        return time.monotonic() - began, *answer
+
+    # At every tenth of a second, whole seconds being what clocks tell at once.
+    clients = [(request, phase / 10) for request in (head, body) for phase in range(10)]
+    with ThreadPoolExecutor(len(clients)) as pool:
+        answers = list(pool.map(spoken, *zip(*clients, strict=True)))
+    for seconds, status, headers, told in answers:
+        assert 5 < seconds < 30
+        assert status == 408
+        _assert_envelope(status, headers, told, code="request_timeout")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Each embedded server by itself: it keeps what it was given, and lets nobody in who has no key."""
 
+import contextlib
 import os
 import pwd
 import signal
@@ -10,6 +11,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import psutil
@@ -29,6 +31,7 @@ from dreamforge.errors import StorageUnavailable
 from tests.running_stack import lives, wait_for
 
 Server = Postgres | Valkey | ObjectStore
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,16 @@ def started(tmp_path: Path) -> Iterator[Callable[[Kind], Server]]:
         server.stop()
 
 
+def _of_its_family(server: Server, asked: Callable[[psutil.Process], list[Answer]]) -> list[list[Answer]]:
+    """What the server's processes answer. Some live for a moment only: PostgreSQL's workers."""
+    process = psutil.Process(_process(server).pid)
+    answers = [asked(process)]
+    for child in process.children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            answers.append(asked(child))
+    return answers
+
+
 def _process(server: Server) -> ServerProcess:
     assert server.process is not None
     return server.process
@@ -166,12 +179,9 @@ def test_a_taken_port_ends_the_start_with_the_server_s_own_words(kind: Kind, tmp
 
 
 def test_it_listens_on_loopback_only(kind: Kind, started: Callable[[Kind], Server]) -> None:
-    process = psutil.Process(_process(started(kind)).pid)
+    connections = _of_its_family(started(kind), psutil.Process.net_connections)
     listening = [
-        connection.laddr.ip
-        for member in [process, *process.children(recursive=True)]
-        for connection in member.net_connections()
-        if connection.status == psutil.CONN_LISTEN
+        connection.laddr.ip for ones in connections for connection in ones if connection.status == psutil.CONN_LISTEN
     ]
     assert set(listening) == {"127.0.0.1"}
 
@@ -183,8 +193,7 @@ def test_its_secret_is_its_owner_s_and_in_no_argument(
     secret = tmp_path / "secrets" / "one"
     assert secret.stat().st_mode & 0o077 == 0
     assert len(secret.read_text()) >= 32
-    process = psutil.Process(_process(server).pid)
-    arguments = [argument for member in [process, *process.children(recursive=True)] for argument in member.cmdline()]
+    arguments = [argument for ones in _of_its_family(server, psutil.Process.cmdline) for argument in ones]
     assert not [argument for argument in arguments if secret.read_text() in argument]
 
 
