@@ -1,0 +1,1 @@
+"""A client that a generator has made of our OpenAPI document, at work."""
