@@ -185,7 +185,7 @@ def test_nothing_of_a_refused_body_is_echoed(client: TestClient) -> None:
         assert "hunter2" not in response.text
 
 
-@pytest.mark.parametrize("job_id", ["17", "x", str(uuid.uuid4()), "%00", "%ff", "..%2f", "a" * 3000, "{}", "null"])
+@pytest.mark.parametrize("job_id", ["17", "x", str(uuid.UUID(int=7)), "%00", "%ff", "..%2f", "a" * 3000, "{}", "null"])
 def test_ids_that_are_none_are_not_found(client: TestClient, job_id: str) -> None:
     for path in ("", "/artifacts", "/logs"):
         assert_envelope(client.get(f"/v1/jobs/{job_id}{path}"), 404, "not_found")
