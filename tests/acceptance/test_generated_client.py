@@ -15,7 +15,7 @@ from tests.running_stack import RunningStack
 pytestmark = pytest.mark.timeout(300)
 
 _GENERATOR = "openapi-python-client==0.29.1"
-_USE = Path(__file__).parent.parent / "generated" / "use.py"
+_USE = Path(__file__).parent.parent / "generated_client" / "use.py"
 
 
 def _ran(*command: str | Path, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:

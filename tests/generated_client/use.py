@@ -3,13 +3,15 @@
 Prints what it was told as JSON. Runs in an environment of its own, with nothing of ours in it.
 """
 
-# The package is made by the test, in another environment. pyright: basic, reportMissingImports=false
+# The package is made by the test, in another environment.
+# pyright: basic, reportMissingImports=false
 
 import hashlib
 import json
 import re
 import sys
 from http import HTTPStatus
+from typing import Any
 
 from generated import Client
 from generated.api.artifacts import get_artifact, get_artifact_content, head_artifact_content
@@ -102,7 +104,7 @@ def _refused(client: Client) -> dict[str, object]:
     return {"refused": _code(create_job.sync(client=client, body=wrong))}
 
 
-def _code(answer: object) -> str:
+def _code(answer: Any) -> str:
     """The code of an error; fails for anything else."""
     assert isinstance(answer, ErrorEnvelope), answer
     return answer.error.code
