@@ -13,9 +13,8 @@ unexport PYTHONDONTWRITEBYTECODE
 run: $(INSTALLED)  ## Install what is needed and start the whole service in the foreground.
 	@$(BIN)/dreamforge up
 
-# Two at a time: much of a test is waiting, for a start or for an end.
 test: $(INSTALLED)  ## Run every test, on ports and folders of their own.
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup $(ARGS)
+	@$(BIN)/python -m pytest $(ARGS)
 
 check: $(INSTALLED)  ## Style, format, types, import contracts.
 	@$(BIN)/ruff check .

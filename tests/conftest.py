@@ -65,13 +65,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
                 metafunc.parametrize(fixture, list(servers), indirect=True, scope="session")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run side by side, have one process run all those that share a stack or a file's servers."""
-    for item in items:
-        shares_stack = isinstance(item, pytest.Function) and "stack" in item.fixturenames
-        item.add_marker(pytest.mark.xdist_group("stack" if shares_stack else item.path.stem))
-
-
 @pytest.fixture(scope="session")
 def server_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the session's servers keep their data."""
