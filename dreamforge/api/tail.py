@@ -32,6 +32,8 @@ _FRESH_SECONDS = 2.0
 """So long after news more is soon expected: the pause does not grow yet."""
 _GROWTH = 1.25
 _AWAY_SECONDS = 1.0
+_STIR_SHARE = 0.2
+"""How late a sign of life may be, as a share of the silence that it breaks."""
 
 
 class StreamBroken(Exception):
@@ -69,6 +71,7 @@ class Channel:
         self._is_over = False
         self._trouble: str | None = None
         self._changed = asyncio.Event()
+        self._was_woken = False
 
     def behind(self, seq: int, *, most: int) -> Sequence[Frame] | None:
         """Up to ``most`` events behind ``seq``, or None when the channel does not reach back so far."""
@@ -89,11 +92,10 @@ class Channel:
         self._trouble = why
         self.wake()
 
-    async def wait(self, seconds: float) -> None:
-        """Return when there is news, or after ``seconds``."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._changed.wait()
+    async def wait(self) -> None:
+        """Return when there is news, or nothing has come for a while."""
+        # Without a time limit for each reader: those would take a fifth of what it takes to tell a thousand of them.
+        await self._changed.wait()
 
     def publish(self, news: JobNews | None) -> bool:
         """Take over what was read behind ``seq``; True when that is anything. None: the job is gone."""
@@ -115,8 +117,15 @@ class Channel:
 
     def wake(self) -> None:
         """Have every reader look again."""
+        self._was_woken = True
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def wake_if_silent(self) -> None:
+        """Have every reader see whether a sign of life is due, if nothing has woken them since the last time."""
+        if not self._was_woken:
+            self.wake()
+        self._was_woken = False
 
 
 def _trouble_with(news: JobNews | None, seq: int) -> str | None:
@@ -219,7 +228,7 @@ class Tail:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         pause, is_away = self.rules.poll, False
-        due = news_at = loop.time()
+        due = news_at = stirred_at = loop.time()
         while self._channels:
             began = loop.time()
             self._joined.clear()
@@ -236,7 +245,12 @@ class Tail:
                 is_away = False
                 news_at = loop.time() if moved else news_at
                 pause = self._next_pause(pause, silent_for=loop.time() - news_at)
-            due = self._next_due(due, pause, began=began, now=loop.time())
+            now = loop.time()
+            if now - stirred_at >= self.rules.keep_alive * _STIR_SHARE:
+                stirred_at = now
+                for channel in self._channels.values():
+                    channel.wake_if_silent()
+            due = self._next_due(due, pause, began=began, now=now)
             await self._rest(until=due)
             due = min(due, loop.time())
 

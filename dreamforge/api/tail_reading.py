@@ -79,7 +79,7 @@ class Reading:
                     if channel.is_over_at(self._seq):
                         self._is_over = True
                         return
-                    await channel.wait(self._silent_until - asyncio.get_running_loop().time())
+                    await channel.wait()
                 self._tail.check()
 
     async def _next_page(self) -> Page | None:

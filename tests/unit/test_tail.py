@@ -83,17 +83,23 @@ def test_a_job_is_over_at_its_last_event_and_not_before_nor_after_a_retry() -> N
         channel.is_over_at(4)
 
 
-def test_readers_are_woken_by_news_and_by_nothing_else() -> None:
+def test_readers_are_woken_by_news_and_by_long_silence() -> None:
     async def wait() -> None:
         channel = Channel(seq=1)
-        woken = asyncio.create_task(channel.wait(60))
+        woken = asyncio.create_task(channel.wait())
         await asyncio.sleep(0)
         assert not channel.publish(_news(last=1))
         await asyncio.sleep(0)
         assert not woken.done()
         channel.publish(_news(2))
         await woken
-        await channel.wait(0)
+        woken = asyncio.create_task(channel.wait())
+        await asyncio.sleep(0)
+        channel.wake_if_silent()
+        await asyncio.sleep(0)
+        assert not woken.done(), "there was news since the last time"
+        channel.wake_if_silent()
+        await woken
 
     asyncio.run(wait())
 

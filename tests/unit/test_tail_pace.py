@@ -78,7 +78,7 @@ def _looks(*, look: float, seconds: float, news_at: Sequence[float] = (), tellin
             with tail.watch(JOB, seq=1) as channel:
                 while True:
                     seq = channel.seq
-                    await channel.wait(seconds)
+                    await channel.wait()
                     if channel.seq > seq:
                         # As a thousand readers do, who have the loop one after the other.
                         loop.now += telling

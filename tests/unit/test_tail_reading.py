@@ -131,7 +131,7 @@ def test_an_end_that_comes_with_the_first_reader_is_heard() -> None:
 
         tail.check = end_behind_the_look  # type: ignore[method-assign] - another thread, at the worst moment
         with tail.watch(JOB, seq=1) as channel:
-            await channel.wait(60)
+            await channel.wait()
             with pytest.raises(StreamBroken):
                 check()
 
