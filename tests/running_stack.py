@@ -105,7 +105,7 @@ class RunningStack(Service):
             self.wait_until_ready()
             yield self
         finally:
-            self.kill(at_once=True)
+            self.kill()
 
     def family(self) -> list[psutil.Process]:
         """It and every process below it."""
@@ -142,18 +142,13 @@ class RunningStack(Service):
         """The exit code."""
         return self.process.wait(seconds)
 
-    def kill(self, *, at_once: bool = False) -> None:
-        """End it and everything below it, whatever state it is in, and remove what Ray keeps outside its folder.
+    def kill(self) -> None:
+        """Kill it and everything below it, whatever state it is in, and remove what Ray keeps outside its folder.
 
-        It is given time to end in good order, unless ``at_once``.
+        How it ends in good order is tested where it is promised; it would take ten seconds each time.
         """
         if self.process.poll() is None:
-            family = self.family()
-            if not at_once:
-                self.send(signal.SIGINT)
-                with contextlib.suppress(subprocess.TimeoutExpired):
-                    self.process.wait(25)
-            for process in family:
+            for process in self.family():
                 with contextlib.suppress(psutil.NoSuchProcess):
                     process.kill()
             self.process.wait()
