@@ -148,9 +148,16 @@ class RunningStack(Service):
         How it ends in good order is tested where it is promised; it would take ten seconds each time.
         """
         if self.process.poll() is None:
-            for process in self.family():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    process.kill()
+            up = psutil.Process(self.process.pid)
+            # It adopts the orphans, and starts nothing again.
+            up.suspend()
+            _quit_postgres(up)
+            while left := [process for process in up.children(recursive=True) if lives(process)]:
+                for process in left:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+                psutil.wait_procs(left, timeout=0.2)
+            up.kill()
             self.process.wait()
         shutil.rmtree(self.ray_folder, ignore_errors=True)
 
@@ -163,6 +170,18 @@ class RunningStack(Service):
     def state(self) -> dict[str, Any]:
         """What it wrote about itself."""
         return json.loads((self.data_dir / "stack.json").read_text())
+
+
+def _quit_postgres(up: psutil.Process) -> None:
+    """Have PostgreSQL give back its shared memory, which outlives a kill."""
+    servers: list[psutil.Process] = []
+    for child in up.children():
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if child.name() == "postgres":
+                child.send_signal(signal.SIGQUIT)
+                servers.append(child)
+    with contextlib.suppress(AssertionError):
+        wait_for(lambda: not any(lives(server) for server in servers), seconds=3)
 
 
 def lives(process: psutil.Process) -> bool:

@@ -34,7 +34,7 @@ class LiveResponse(StreamingResponse):
         It does so once what was sent before has been taken, for which it has no time limit of its own.
         """
 
-        guard = _StallGuard(send, stall=self._stall)
+        guard = StallGuard(send, stall=self._stall)
         try:
             await super().__call__(scope, receive, guard.send)
         except StreamBroken as error:
@@ -45,7 +45,7 @@ class LiveResponse(StreamingResponse):
             await self._chunks.aclose()
 
 
-class _StallGuard:
+class StallGuard:
     """Gives up a send that takes longer than ``stall`` seconds, as `asyncio.timeout` would around each.
 
     With one timer for all of them: nearly every send is over at once, and a timer of its own costs as much again.
@@ -62,16 +62,29 @@ class _StallGuard:
 
     async def send(self, message: Message) -> None:
         """Send it. Raises ``StreamBroken`` when it takes too long."""
-        self._task, self._began = asyncio.current_task(), self._loop.time()
+        task = asyncio.current_task()
+        if task is None:
+            raise RuntimeError("only a task can be given up")
+        before = task.cancelling()
+        self._task, self._began = task, self._loop.time()
         try:
             await self._send(message)
         except asyncio.CancelledError:
             # Not when somebody else cancels the task as well.
-            if self._is_over and self._task is not None and self._task.uncancel() == 0:
+            if self._is_over and self._take_back(task) <= before:
                 raise StreamBroken(f"the reader took nothing for {self._stall:g} s") from None
             raise
         finally:
             self._task = self._began = None
+            if self._is_over:
+                # Our cancel became another error on its way, or none.
+                self._take_back(task)
+
+    def _take_back(self, task: asyncio.Task[object]) -> int:
+        """Undo our cancel; how many of others there are."""
+        self._is_over = False
+        self._timer = self._loop.call_later(self._stall, self._look)
+        return task.uncancel()
 
     def end(self) -> None:
         """Look after nothing any more."""

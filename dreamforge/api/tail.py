@@ -32,8 +32,10 @@ _FRESH_SECONDS = 2.0
 """So long after news more is soon expected: the pause does not grow yet."""
 _GROWTH = 1.25
 _AWAY_SECONDS = 1.0
-_STIR_SHARE = 0.2
-"""How late a sign of life may be, as a share of the silence that it breaks."""
+STIR_SHARE = 0.2
+"""How often readers see whether a sign of life is due, as a share of the longest silence; one is due so much early."""
+_SLOW_LOOKS = 2.0
+"""A look that takes longer than so many pauses is slow."""
 
 
 class StreamBroken(Exception):
@@ -71,7 +73,6 @@ class Channel:
         self._is_over = False
         self._trouble: str | None = None
         self._changed = asyncio.Event()
-        self._was_woken = False
 
     def behind(self, seq: int, *, most: int) -> Sequence[Frame] | None:
         """Up to ``most`` events behind ``seq``, or None when the channel does not reach back so far."""
@@ -93,7 +94,7 @@ class Channel:
         self.wake()
 
     async def wait(self) -> None:
-        """Return when there is news, or nothing has come for a while."""
+        """Return when there is news, or it is time to see whether a sign of life is due."""
         # Without a time limit for each reader: those would take a fifth of what it takes to tell a thousand of them.
         await self._changed.wait()
 
@@ -117,15 +118,8 @@ class Channel:
 
     def wake(self) -> None:
         """Have every reader look again."""
-        self._was_woken = True
         self._changed.set()
         self._changed = asyncio.Event()
-
-    def wake_if_silent(self) -> None:
-        """Have every reader see whether a sign of life is due, if nothing has woken them since the last time."""
-        if not self._was_woken:
-            self.wake()
-        self._was_woken = False
 
 
 def _trouble_with(news: JobNews | None, seq: int) -> str | None:
@@ -246,10 +240,10 @@ class Tail:
                 news_at = loop.time() if moved else news_at
                 pause = self._next_pause(pause, silent_for=loop.time() - news_at)
             now = loop.time()
-            if now - stirred_at >= self.rules.keep_alive * _STIR_SHARE:
+            if now - stirred_at >= self.rules.keep_alive * STIR_SHARE:
                 stirred_at = now
                 for channel in self._channels.values():
-                    channel.wake_if_silent()
+                    channel.wake()
             due = self._next_due(due, pause, began=began, now=now)
             await self._rest(until=due)
             due = min(due, loop.time())
@@ -261,8 +255,8 @@ class Tail:
 
     def _next_due(self, due: float, pause: float, *, began: float, now: float) -> float:
         took = now - began
-        if took > self.rules.idle:
-            # Where a look takes long there is load: at most half of the time is spent on looking.
+        if took > _SLOW_LOOKS * self.rules.poll:
+            # The database is under load, or away: at most half of the time is spent on looking.
             return now + max(pause, took)
         # Counted from when this look was due: that many clients are told meanwhile does not make looks fewer.
         return max(due + pause, now)

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import AsyncGenerator, Callable, Sequence
 
 from dreamforge.api.sse import Frame
-from dreamforge.api.tail import BATCH, Page, StreamBroken, Tail
+from dreamforge.api.tail import BATCH, STIR_SHARE, Page, StreamBroken, Tail
 from dreamforge.errors import DatabaseUnavailable
 
 _AWAY_SECONDS = 1.0
@@ -27,7 +27,8 @@ class Reading:
         self._seq = after
         self._page: Page | None = page
         self._fits = fits
-        self._keep_alive = tail.rules.keep_alive
+        # Looked at by the stir, which may come so much later.
+        self._silence = tail.rules.keep_alive * (1 - STIR_SHARE)
         self._silent_until = 0.0
         self._is_over = False
 
@@ -110,5 +111,5 @@ class Reading:
 
     def _heard(self) -> Sequence[Frame]:
         """Something is being sent: the silence begins anew."""
-        self._silent_until = asyncio.get_running_loop().time() + self._keep_alive
+        self._silent_until = asyncio.get_running_loop().time() + self._silence
         return ()

@@ -133,7 +133,8 @@ class ServerProcess:
     def _has_vital(self) -> bool:
         """Whether every vital child is there: who answers may be ready before another has begun."""
         if self._program.vital:
-            self._vital = {name: child for name, child in self._children() if name in self._program.vital}
+            children = self._children()
+            self._vital = {name: child for name, child in children if name in self._program.vital and _lives(child)}
         return len(self._vital) == len(self._program.vital)
 
     def _children(self) -> Iterator[tuple[str, psutil.Process]]:

@@ -1,4 +1,4 @@
-"""A process that writes events at a steady rate, each in a transaction of its own, and tells when it committed them.
+"""A process that writes events at a steady rate and uneven gaps, each in a transaction, and tells when it committed.
 
 `python -m tests.benchmarks.writer DATABASE_URL JOB_ID COUNT`
 """
@@ -6,6 +6,7 @@
 import argparse
 import asyncio
 import json
+import random
 import subprocess
 import sys
 import time
@@ -82,14 +83,17 @@ def main() -> None:
 
 def _write(connection: Connection, job_id: uuid.UUID, *, count: int, rate: float) -> list[float]:
     committed: list[float] = []
-    began = time.monotonic()
+    # Uneven, and the same each time: at even gaps every commit would meet the looks at the same moment between two.
+    chance = random.Random(1)  # noqa: S311 - no secret
+    due = time.monotonic()
     for number in range(1, count + 1):
         connection.execute(*events.append(_EVENT, job_id=job_id))
         if number == count:
             connection.execute(_COUNT_NOW)
         connection.commit()
         committed.append(time.monotonic())
-        time.sleep(max(0.0, began + number / rate - time.monotonic()))
+        due += chance.uniform(0.5, 1.5) / rate
+        time.sleep(max(0.0, due - time.monotonic()))
     return committed
 
 
