@@ -47,7 +47,8 @@ def test_a_server_that_has_ended_is_started_again_and_draws(
     os.kill(_process_of(watched, part, command), number)
 
     def news() -> list[str]:
-        return watched.said().splitlines()[before:]
+        # It may still be printing what to do with it, now that it is ready.
+        return [line for line in watched.said().splitlines()[before:] if line.startswith(("!", "✓"))]
 
     wait_for(lambda: any(f"{title} is back" in line for line in news()), seconds=200, what=title, instead=news)
     wait_for(lambda: watched.get("/readyz").json()["status"] == "ok", what="readiness")
