@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import threading
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,6 +24,7 @@ from dreamforge.worker.gpu import NoGpu
 from dreamforge.worker.memory import MemoryWatch
 from dreamforge.worker.supervisor import Limits, Node, Supervisor
 from tests.integration.factories import Jobs, a_job, a_model, claim
+from tests.service import wait_for
 from tests.web import web
 
 
@@ -83,6 +85,14 @@ class Bench:
 
     def pixels(self, job_id: uuid.UUID) -> list[bytes]:
         return [Image.open(io.BytesIO(self.download(row.s3_key))).tobytes() for row in self.artifacts(job_id)]
+
+
+def wait_for_savers() -> None:
+    """Return once no image is being saved: one whose upload was held up may come after its supervisor's end.
+
+    Its connection would be left to the garbage collector, to be noticed in some other test.
+    """
+    wait_for(lambda: not [thread for thread in threading.enumerate() if thread.name.startswith("save_")], what="savers")
 
 
 def runner_of_this_process() -> psutil.Process | None:

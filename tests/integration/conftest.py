@@ -15,7 +15,7 @@ from dreamforge.api.tail import StreamRules
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.store.engine import open_engine
 from dreamforge.store.models import NewModel
-from tests.integration.bench import Bench
+from tests.integration.bench import Bench, wait_for_savers
 from tests.integration.door import api_state
 from tests.integration.factories import Jobs, a_model
 from tests.integration.live_api import FAST, LiveApi, MakeApi
@@ -36,6 +36,7 @@ def bench(database_url: str, object_store: ObjectStore, tiny_model: Path, tmp_pa
     with engine.begin() as connection:
         connection.execute(text("TRUNCATE jobs, models CASCADE"))
     yield Bench(engine=engine, jobs=Jobs(database_url), store=object_store, model_path=tiny_model, folder=tmp_path)
+    wait_for_savers()
     engine.dispose()
 
 

@@ -12,7 +12,7 @@ import pytest
 from dreamforge.errors import DatabaseUnavailable
 from dreamforge.store.endings import EndingStore
 from dreamforge.store.engine import open_engine
-from tests.integration.bench import Bench, runner_of_this_process
+from tests.integration.bench import Bench, runner_of_this_process, wait_for_savers
 from tests.relay import Relay
 from tests.service import wait_for
 
@@ -86,6 +86,7 @@ def test_a_short_absence_of_the_database_does_not_hide_how_the_attempt_ended(ben
         engine = open_engine(relay.moved(bench.jobs.url), application="tests")
         with _taken_away(relay, once=lambda: bench.artifacts(new.id), until=lambda: runner_of_this_process() is None):
             outcome = bench.supervise(claimed, engine=engine)
+        wait_for_savers()
         engine.dispose()
     assert outcome.failure is not None
     assert outcome.failure.code == "database_unavailable"
@@ -104,5 +105,6 @@ def test_a_database_that_stays_away_ends_the_attempt_without_a_report_or_a_runne
                 bench.supervise(claimed, database_grace=1, engine=engine)
             assert runner_of_this_process() is None
             is_over.set()
+        wait_for_savers()
         engine.dispose()
     assert bench.jobs.find(new.id).steps[0].outcome_json is None
