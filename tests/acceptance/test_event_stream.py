@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from dreamforge.api.tail import STIR_SHARE
 from tests.running_stack import RunningStack, wait_for
 from tests.web import web
 
@@ -82,8 +83,8 @@ def test_a_stream_in_which_nothing_happens_shows_a_sign_of_life(stack: RunningSt
         received += _received(connection, b": keep-alive\n\n")
         silence = time.monotonic() - silent_since
     assert received.count(b"\nevent: ") == 1, "nothing has happened to it"
-    # It was asked for once the event was there; a busy machine may be late.
-    assert _KEEP_ALIVE_SECONDS - 1 < silence < _KEEP_ALIVE_SECONDS + 10
+    # It is due a little early, and looked for a few times in between; a busy machine may be late.
+    assert (1 - STIR_SHARE) * _KEEP_ALIVE_SECONDS - 1 < silence < _KEEP_ALIVE_SECONDS + 10
 
 
 def _received(connection: socket.socket, mark: bytes) -> bytes:
