@@ -18,7 +18,7 @@ from dreamforge.embedded.ports import free_port
 from dreamforge.embedded.ray_head import ray_folder
 from tests.service import Service, wait_for
 
-__all__ = ["DREAMFORGE", "RunningStack", "lives", "wait_for"]
+__all__ = ["DREAMFORGE", "RunningStack", "command_of", "lives", "wait_for"]
 
 READY_SECONDS = 150.0
 DREAMFORGE = (sys.executable, "-m", "dreamforge.cli.main")
@@ -114,12 +114,7 @@ class RunningStack(Service):
 
     def replicas(self, deployment: str) -> list[psutil.Process]:
         """The processes of one deployment: `api:Api` or `dispatcher:Dispatcher`."""
-        found: list[psutil.Process] = []
-        for process in self.family():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if f"ServeReplica:{deployment}" in " ".join(process.cmdline()):
-                    found.append(process)
-        return found
+        return [process for process in self.family() if f"ServeReplica:{deployment}" in command_of(process)]
 
     def listens(self) -> set[tuple[str, int]]:
         """Address and port of every TCP socket that one of them listens on."""
@@ -182,6 +177,14 @@ def _quit_postgres(up: psutil.Process) -> None:
                 servers.append(child)
     with contextlib.suppress(AssertionError):
         wait_for(lambda: not any(lives(server) for server in servers), seconds=3)
+
+
+def command_of(process: psutil.Process) -> str:
+    """Its command line; nothing once it has gone, as workers do at any time."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def lives(process: psutil.Process) -> bool:

@@ -15,7 +15,7 @@ from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.embedded.postgres import Postgres
 from tests.conftest import create_database
 from tests.ray_cluster import RayCluster
-from tests.running_stack import RunningStack
+from tests.running_stack import RunningStack, command_of
 from tests.service import wait_for
 from tests.web import web
 
@@ -110,7 +110,7 @@ def test_without_the_token_the_cluster_lets_nobody_in(cluster: RayCluster) -> No
 
 def test_everything_but_the_steps_is_on_the_head(cluster: RayCluster) -> None:
     def names(node: str) -> list[str]:
-        return [" ".join(process.cmdline()) for process in cluster.nodes[node].family()]
+        return [command_of(process) for process in cluster.nodes[node].family()]
 
     assert len([name for name in names("head") if "ServeReplica" in name]) == 3
     assert [name for name in names("head") if "haproxy" in name]

@@ -11,7 +11,7 @@ import psycopg
 import pytest
 
 from tests.refusal import Refusals
-from tests.running_stack import RunningStack, lives, wait_for
+from tests.running_stack import RunningStack, command_of, lives, wait_for
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -134,8 +134,8 @@ def test_it_runs_without_root_and_without_shared_memory(own_stack: RunningStack)
     _needs(within)
     own_stack.start(within=within)
     own_stack.wait_until_ready()
-    (process,) = [process for process in own_stack.family() if process.cmdline()[1:2] == ["-D"]]
-    assert "dynamic_shared_memory_type=mmap" in process.cmdline()
+    (command,) = [command for process in own_stack.family() if " -D " in (command := command_of(process))]
+    assert "dynamic_shared_memory_type=mmap" in command.split()
     assert own_stack.run(params={"prompt": "small"})["status"] == "succeeded"
     own_stack.send(signal.SIGTERM)
     assert own_stack.wait_for_end() == 0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import psutil
 import pytest
 
-from tests.running_stack import RunningStack, lives, wait_for
+from tests.running_stack import RunningStack, command_of, lives, wait_for
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -23,7 +23,7 @@ def _process_of(stack: RunningStack, part: str, command: str | None) -> int:
     pid = stack.state()["parts"][part]["pid"]
     if command is None:
         return pid
-    (found,) = [child.pid for child in psutil.Process(pid).children() if command in " ".join(child.cmdline())]
+    (found,) = [child.pid for child in psutil.Process(pid).children() if command in command_of(child)]
     return found
 
 
