@@ -8,6 +8,7 @@ from deployments.resources import database_url, open_blobs, redis_url
 from dreamforge import settings as environment
 from dreamforge import telemetry
 from dreamforge.api.app import create_app
+from dreamforge.api.garbage import leave_out_what_is_there
 from dreamforge.api.hosts import names_of_this_machine
 from dreamforge.api.state import ApiRules, ApiState
 from dreamforge.api.tail import StreamRules
@@ -19,6 +20,7 @@ def on_replica(*, database_connections: int) -> FastAPI:
     keep_to_loopback()
     app = build_app(database_connections=database_connections)
     before_leaving(app.state.api.leave)
+    leave_out_what_is_there()
     return app
 
 

@@ -80,7 +80,7 @@ class Settings(BaseSettings):
 
     stream_poll_seconds: float = Field(default=0.1, ge=0.01, le=10)
     """How often an API replica looks for the events of all the jobs that are being followed, while there are any."""
-    stream_idle_seconds: float = Field(default=0.4, ge=0.01, le=10)
+    stream_idle_seconds: float = Field(default=0.25, ge=0.01, le=10)
     """The same where nothing happens."""
     stream_keep_alive_seconds: float = Field(default=15.0, gt=0, le=25)
     """Silence after which a stream sends a sign of life; clients wait for one for 45 s."""

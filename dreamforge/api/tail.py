@@ -34,8 +34,8 @@ _GROWTH = 1.25
 _AWAY_SECONDS = 1.0
 STIR_SHARE = 0.2
 """How often readers see whether a sign of life is due, as a share of the longest silence; one is due so much early."""
-_SLOW_LOOKS = 2.0
-"""A look that takes longer than so many pauses is slow."""
+_SLOW_SECONDS = 0.4
+"""A look that takes longer is slow. A quicker one may have waited for nothing but the telling of a thousand readers."""
 
 
 class StreamBroken(Exception):
@@ -48,7 +48,7 @@ class StreamRules:
     life; that a reader may take nothing."""
 
     poll: float = 0.1
-    idle: float = 0.4
+    idle: float = 0.25
     keep_alive: float = 15.0
     stall: float = 20.0
 
@@ -255,7 +255,7 @@ class Tail:
 
     def _next_due(self, due: float, pause: float, *, began: float, now: float) -> float:
         took = now - began
-        if took > _SLOW_LOOKS * self.rules.poll:
+        if took > _SLOW_SECONDS:
             # The database is under load, or away: at most half of the time is spent on looking.
             return now + max(pause, took)
         # Counted from when this look was due: that many clients are told meanwhile does not make looks fewer.

@@ -9,6 +9,7 @@ import uvicorn
 from sqlalchemy import event
 
 from dreamforge.api.app import create_app
+from dreamforge.api.garbage import leave_out_what_is_there
 from dreamforge.api.state import ApiRules, ApiState
 from dreamforge.blobs import Blobs, BlobSettings
 from dreamforge.store.engine import open_async_engine
@@ -35,6 +36,7 @@ def main() -> None:
 
     event.listen(engine.sync_engine, "before_cursor_execute", count)
     app.add_api_route(STATEMENTS, lambda: sent[0])
+    leave_out_what_is_there()
     uvicorn.run(app, port=arguments.port, log_level="critical", backlog=4096)
 
 
