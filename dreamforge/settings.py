@@ -83,7 +83,7 @@ class Settings(BaseSettings):
     stream_idle_seconds: float = Field(default=0.25, ge=0.01, le=10)
     """The same where nothing happens."""
     stream_keep_alive_seconds: float = Field(default=15.0, gt=0, le=25)
-    """Silence after which a stream sends a sign of life; clients wait for one for 45 s."""
+    """The longest silence of a stream, which a sign of life then ends; clients wait for one for 45 s."""
     stream_stall_seconds: float = Field(default=20.0, gt=0)
     """How long a reader of a stream may take nothing before it is cut off. It may resume."""
 

@@ -24,6 +24,7 @@ import yaml
 from dreamforge.embedded.ports import free_port
 from dreamforge.embedded.process import Program, ServerProcess
 from dreamforge.embedded.ray_head import authorization
+from tests.running_stack import command_of
 from tests.service import Service, wait_for
 from tests.web import web
 
@@ -103,12 +104,7 @@ class RayNode:
                 runner.resume()
 
     def _runners(self) -> list[psutil.Process]:
-        runners: list[psutil.Process] = []
-        for process in self.family():
-            with contextlib.suppress(psutil.NoSuchProcess):
-                if "dreamforge.runners.process" in process.cmdline():
-                    runners.append(process)
-        return runners
+        return [process for process in self.family() if "dreamforge.runners.process" in command_of(process)]
 
 
 class RayCluster(Service):

@@ -175,6 +175,7 @@ def _quit_postgres(up: psutil.Process) -> None:
             if child.name() == "postgres":
                 child.send_signal(signal.SIGQUIT)
                 servers.append(child)
+    # One that takes longer is killed with the rest.
     with contextlib.suppress(AssertionError):
         wait_for(lambda: not any(lives(server) for server in servers), seconds=3)
 

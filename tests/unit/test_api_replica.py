@@ -84,7 +84,7 @@ def test_every_setting_is_where_it_belongs(monkeypatch: pytest.MonkeyPatch, stor
         idempotency_ttl=2003,
         heartbeat_seconds=2.5,
         server_adds_request_id=True,
-        allowed_hosts=(*names_of_this_machine("0.0.0.0"), "forge.example.org", "*.forge.example.net"),  # noqa: S104
+        allowed_hosts=(*names_of_this_machine("0.0.0.0"), "forge.example.org", "*.forge.example.net"),  # noqa: S104 - nothing is bound to it here
         streams=StreamRules(poll=1.25, idle=1.5, keep_alive=11, stall=12),
     )
     assert state.tail.rules == state.rules.streams
