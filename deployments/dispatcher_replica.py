@@ -6,13 +6,15 @@ import ray
 
 from deployments.loopback import keep_to_loopback
 from deployments.resources import database_url, redis_url
-from deployments.step import submit
+from deployments.step import kill, submit
 from dreamforge import settings as environment
 from dreamforge import telemetry
 from dreamforge.dispatch.cluster import gpu_nodes
 from dreamforge.dispatch.dispatcher import Dispatcher, DispatcherTimes
 from dreamforge.dispatch.flight import FlightTimes
+from dreamforge.jobs.retry import RetryPolicy
 from dreamforge.settings import Settings
+from dreamforge.store.endings import RetryRules
 from dreamforge.store.engine import open_engine
 
 log = logging.getLogger(__name__)
@@ -34,8 +36,10 @@ class RunningDispatcher:
             engine=self._engine,
             redis_url=redis_url(settings),
             submit=submit,
+            kill=kill,
             nodes=gpu_nodes,
             times=_times(settings, longest_drain=longest_drain),
+            rules=RetryRules(policy=_policy(settings)),
         )
         self._dispatcher.start()
 
@@ -47,6 +51,15 @@ class RunningDispatcher:
         """Drain, put back what is left, and let go of the database."""
         self._dispatcher.stop()
         self._engine.dispose()
+
+
+def _policy(settings: Settings) -> RetryPolicy:
+    return RetryPolicy(
+        failures=settings.retry_failures,
+        crashes=settings.retry_crashes,
+        rescues=settings.retry_rescues,
+        first_pause=settings.retry_pause,
+    )
 
 
 def _times(settings: Settings, *, longest_drain: float) -> DispatcherTimes:

@@ -22,7 +22,9 @@
     │   ├── ModelCorrupt                model_corrupt
     │   ├── OutOfMemory                 oom
     │   ├── RunnerCrashed               runner_crashed
+    │   ├── RunnerStalled               runner_stalled
     │   ├── RunnerTimeout               runner_timeout
+    │   ├── NodeError                   node_error
     │   ├── GpuError                    gpu_error
     │   ├── NoCapacity                  no_capacity
     │   └── Cancelled                   cancelled
@@ -32,6 +34,7 @@ Each leaf has a stable ``code``, the one clients see in the error envelope and i
 status of a code is decided in ``dreamforge/api/errors.py``.
 """
 
+import errno
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 from uuid import UUID
@@ -181,10 +184,22 @@ class RunnerCrashed(StepError):
     code = "runner_crashed"
 
 
+class RunnerStalled(StepError):
+    """The runner lives, but has said nothing for too long."""
+
+    code = "runner_stalled"
+
+
 class RunnerTimeout(StepError):
     """The step took longer than its time limit."""
 
     code = "runner_timeout"
+
+
+class NodeError(StepError):
+    """The node could not do what a step needs: it lacks room, memory, processes or rights."""
+
+    code = "node_error"
 
 
 class GpuError(StepError):
@@ -207,3 +222,8 @@ class Cancelled(StepError):
 
 class LeaseLost(DreamForgeError):
     """This attempt has been replaced; it must publish nothing more."""
+
+
+def reason_of(error: OSError) -> dict[str, Any]:
+    """What the system says went wrong, as details: the name of its error (see errno(3)), and never a path."""
+    return {"errno": errno.errorcode.get(error.errno or 0, "unknown")}

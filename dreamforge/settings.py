@@ -87,16 +87,33 @@ class Settings(BaseSettings):
     stream_stall_seconds: float = Field(default=20.0, gt=0)
     """How long a reader of a stream may take nothing before it is cut off. It may resume."""
 
-    lease_seconds: float = Field(default=30.0, gt=0)
-    lease_renew_seconds: float = Field(default=5.0, gt=0)
+    lease_seconds: float = Field(default=30.0, ge=1, le=3600)
+    """Seconds after its last sign of life after which whoever runs a step has lost it."""
+    lease_renew_seconds: float = Field(default=5.0, gt=0, le=1200)
+    """Seconds between signs of life; a third of a lease at most."""
     heartbeat_seconds: float = Field(default=5.0, gt=0)
     outbox_seconds: float = Field(default=1.0, gt=0)
     drain_timeout: float = Field(default=8.0, ge=0)
     """Seconds a stopping dispatcher waits for running steps before it puts them back into the queue."""
     start_timeout: float = Field(default=600.0, gt=0)
-    """Seconds a step may wait for a GPU once it was handed to Ray."""
-    step_timeout: float = Field(default=3600.0, gt=0)
-    """Seconds a step may run when the job names no limit of its own."""
+    """Seconds a step may wait, once it was handed to Ray, for the cluster to have a GPU at all; and its process, once
+    it is there, to begin."""
+    step_timeout: float = Field(default=600.0, gt=0)
+    """Seconds a step may run, and for each of its images ..."""
+    step_item_timeout: float = Field(default=600.0, ge=0)
+    """... so many more, when the job names no limit of its own."""
+    stall_timeout: float = Field(default=300.0, gt=0)
+    """Seconds of a runner's silence after which it is ended. The loading of a model is silent."""
+    cancel_grace: float = Field(default=10.0, ge=0)
+    """Seconds a cancelled runner has to come to its next step of denoising, before it is ended."""
+    retry_failures: int = Field(default=3, ge=1, le=100)
+    """Attempts in a row, with no image between, that may fail because something they need is away."""
+    retry_crashes: int = Field(default=3, ge=1, le=100)
+    """The same for those whose process ends without a report."""
+    retry_rescues: int = Field(default=10, ge=1, le=1000)
+    """The same for those whose dispatcher or node is lost."""
+    retry_pause: float = Field(default=2.0, ge=0, le=120)
+    """Seconds before the second attempt; they double with each, up to two minutes."""
     database_grace: float = Field(default=60.0, ge=0)
     """Seconds a supervisor waits for a database that is away before it gives up what it has to write."""
     gpu_settle_seconds: float = Field(default=10.0, ge=0)
@@ -128,6 +145,12 @@ class Settings(BaseSettings):
     def _s3_keys_come_with_an_endpoint(self) -> Self:
         if self.s3_endpoint and not (self.s3_access_key and self.s3_secret_key):
             raise ValueError("DREAMFORGE_S3_ENDPOINT is set: set DREAMFORGE_S3_ACCESS_KEY and _S3_SECRET_KEY too")
+        return self
+
+    @model_validator(mode="after")
+    def _leases_are_renewed_in_time(self) -> Self:
+        if self.lease_renew_seconds > self.lease_seconds / 3:
+            raise ValueError("DREAMFORGE_LEASE_RENEW_SECONDS is more than a third of DREAMFORGE_LEASE_SECONDS")
         return self
 
     @property

@@ -34,7 +34,8 @@ class JobOptions(Strict):
         gt=0,
         le=86_400,
         allow_inf_nan=False,
-        description="Seconds a step may wait for a GPU. Null: the service's own limit.",
+        description="Seconds a step may wait for a GPU. Null: for as long as all GPUs are busy; where there is none, "
+        "the service's own limit.",
     )
     step_timeout: float | None = Field(
         default=None,

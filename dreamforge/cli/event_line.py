@@ -5,7 +5,7 @@ from typing import Any
 from rich.text import Text
 
 from dreamforge.api.schemas import LogLine
-from dreamforge.cli.wording import shortened, size
+from dreamforge.cli.wording import duration, shortened, size
 
 _STYLES = {"debug": "dim", "info": "", "warning": "yellow", "error": "red"}
 _CODE_WIDTH = 20
@@ -36,6 +36,8 @@ def said(event: LogLine) -> str:
             return f"{phase}: {size(used)} of {size(total)}"
         case {"phase": str(phase), "used_bytes": int(used)}:
             return f"{phase}: {size(used)}"
+        case {"error": {"code": str(code), "message": str(message)}, "seconds": int() | float() as seconds}:
+            return f"{code}: {message} Again in {duration(seconds)}."
         case {"error": {"code": str(code), "message": str(message)}, **_rest}:
             return f"{code}: {message}"
         case {"message": str(message)}:

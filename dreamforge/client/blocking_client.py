@@ -110,10 +110,11 @@ class Client:
         model: str | None = None,
         created_after: datetime | None = None,
         created_before: datetime | None = None,
+        error_code: Sequence[str] = (),
         page_size: int = 50,
     ) -> Iterator[Job]:
         """Jobs, newest first; pages, of ``page_size`` 1..200, are asked for as they are needed."""
-        query = JobQuery(status, type, model, created_after, created_before)
+        query = JobQuery(status, type, model, created_after, created_before, error_code)
         return self._iterate(paged(lambda cursor: calls.list_jobs(query, page_size=page_size, cursor=cursor)))
 
     def cancel(self, job_id: JobId) -> Job:

@@ -77,6 +77,7 @@ class JobQuery:
     model: str | None = None
     created_after: datetime | None = None
     created_before: datetime | None = None
+    error_code: Sequence[str] = ()
 
     def params(self) -> tuple[tuple[str, str], ...]:
         """As the route takes it."""
@@ -87,7 +88,8 @@ class JobQuery:
             "created_before": self.created_before.isoformat() if self.created_before else None,
         }
         statuses = tuple(("status", status) for status in self.status)
-        return statuses + tuple((name, value) for name, value in given.items() if value is not None)
+        codes = tuple(("error_code", code) for code in self.error_code)
+        return statuses + codes + tuple((name, value) for name, value in given.items() if value is not None)
 
 
 def new_key() -> str:

@@ -12,21 +12,25 @@ from dataclasses import dataclass
 from sqlalchemy import Engine
 
 from dreamforge.dispatch.cluster import GpuNode
-from dreamforge.dispatch.flight import Flight, FlightTimes, Submit
+from dreamforge.dispatch.flight import Flight, FlightTimes, Kill, Submit
 from dreamforge.dispatch.intake import Slot
 from dreamforge.dispatch.loops import Loop
 from dreamforge.dispatch.outbox import Outbox
+from dreamforge.dispatch.rescue import Rescue
 from dreamforge.jobs.job import Lane
 from dreamforge.queue import TicketQueue, connect
 from dreamforge.store.claims import ClaimStore
-from dreamforge.store.endings import EndingStore
+from dreamforge.store.endings import RULES, EndingStore, RetryRules
 from dreamforge.store.heartbeats import HeartbeatStore
+from dreamforge.store.rescues import RescueStore
 
 log = logging.getLogger(__name__)
 
 SURPLUS_SLOTS = 1
 """Steps handed to Ray beyond its GPUs: what makes an autoscaler grow, and what starts the moment a GPU is free."""
 _JOIN_SECONDS = 5.0
+_RESCUES_PER_LEASE = 6
+_OLD_BEATS = 4
 
 
 @dataclass(frozen=True)
@@ -50,28 +54,34 @@ class Dispatcher:
         engine: Engine,
         redis_url: str,
         submit: Submit,
+        kill: Kill,
         nodes: Callable[[], list[GpuNode]],
         times: DispatcherTimes,
+        rules: RetryRules = RULES,
         new_token: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._id = id
         self._node = node
         self._redis_url = redis_url
         self._submit = submit
+        self._kill = kill
         self._nodes = nodes
         self._times = times
         self._new_token = new_token
-        self._claims = ClaimStore(engine=engine)
-        self._endings = EndingStore(engine=engine)
+        self._claims = ClaimStore(engine=engine, rules=rules)
+        self._endings = EndingStore(engine=engine, rules=rules)
         self._heartbeats = HeartbeatStore(engine=engine)
         self._numbers = itertools.count(1)
         self._slots: list[Slot] = []
+        self._seen_nodes: tuple[float, list[GpuNode]] | None = None
         self._leave_at: float | None = None
         self._changing = threading.Lock()
         outbox = Outbox(claims=self._claims, queue=TicketQueue(redis=connect(redis_url), lane=Lane.GPU), lane=Lane.GPU)
+        rescue = Rescue(store=RescueStore(engine=engine, rules=rules), lease_seconds=times.flight.lease)
         self._loops = [
             Loop(name="capacity", interval=times.heartbeat, once=self._follow_capacity),
             Loop(name="outbox", interval=times.outbox, once=outbox.once),
+            Loop(name="rescue", interval=times.flight.lease / _RESCUES_PER_LEASE, once=rescue.once),
         ]
 
     def start(self) -> None:
@@ -105,10 +115,17 @@ class Dispatcher:
 
     def _follow_capacity(self) -> None:
         nodes = self._nodes()
+        self._seen_nodes = (time.monotonic(), nodes)
         with self._changing:
             if self._leave_at is None:
                 self._resize(sum(node.gpus for node in nodes) + SURPLUS_SLOTS)
         self._beat(nodes)
+
+    def _known_nodes(self) -> list[GpuNode] | None:
+        """What the loop has seen last: a slot that asks a GCS which is away may wait for ever."""
+        if self._seen_nodes is None or time.monotonic() - self._seen_nodes[0] > self._times.heartbeat * _OLD_BEATS:
+            return None
+        return self._seen_nodes[1]
 
     def _resize(self, wanted: int) -> None:
         living = [slot for slot in self._slots if not slot.is_ending]
@@ -125,6 +142,8 @@ class Dispatcher:
             claims=self._claims,
             endings=self._endings,
             submit=self._submit,
+            kill=self._kill,
+            nodes=self._known_nodes,
             times=self._times.flight,
             must_leave=self._must_leave,
             new_token=self._new_token,
@@ -140,7 +159,12 @@ class Dispatcher:
         )
 
     def _beat(self, nodes: list[GpuNode]) -> None:
-        info = {"slots": len(self._slots), "pid": os.getpid()}
+        loops = {loop.name: _seconds(loop.seconds_since) for loop in self._loops}
+        info = {"slots": len(self._slots), "pid": os.getpid(), "loops": loops}
         self._heartbeats.beat(id=f"dispatcher:{self._id}", kind="dispatcher", node=self._node, info=info)
         for node in nodes:
             self._heartbeats.beat(id=f"node:{node.id}", kind="node", node=node.address, info={"gpus": node.gpus})
+
+
+def _seconds(since: float | None) -> float | None:
+    return None if since is None else round(since, 3)

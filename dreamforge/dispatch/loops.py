@@ -3,14 +3,16 @@
 import logging
 import random
 import threading
+import time
 from collections.abc import Callable
 
 from dreamforge.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-_MOST_BACKOFF = 5.0
-"""Seconds; longer, and accepted work would wait for nothing once the dependency is back."""
+_BACKOFF = 5.0
+"""Seconds that turns may be apart because a dependency is away, or two intervals where that is more: much longer, and
+accepted work would wait for nothing once it is back."""
 
 
 class Loop:
@@ -18,6 +20,7 @@ class Loop:
 
     def __init__(self, *, name: str, interval: float, once: Callable[[], None]) -> None:
         self.name = name
+        self._ended_well_at: float | None = None
         self._interval = interval
         self._once = once
         self._ending = threading.Event()
@@ -40,10 +43,15 @@ class Loop:
         """Wait for the end, ``timeout`` seconds at most."""
         self._thread.join(timeout)
 
+    @property
+    def seconds_since(self) -> float | None:
+        """How long ago a turn ended well; None when none has."""
+        return None if self._ended_well_at is None else time.monotonic() - self._ended_well_at
+
     def _run(self) -> None:
         pause = self._interval
         while not self._ending.is_set():
-            pause = self._interval if self._turn() else min(pause * 2, _MOST_BACKOFF)
+            pause = self._interval if self._turn() else min(pause * 2, max(_BACKOFF, self._interval * 2))
             self._ending.wait(pause * random.uniform(0.8, 1.2))  # noqa: S311 - jitter
 
     def _turn(self) -> bool:
@@ -55,4 +63,5 @@ class Loop:
         except Exception:
             log.exception("loop failed", extra={"loop": self.name})
             return False
+        self._ended_well_at = time.monotonic()
         return True

@@ -1,21 +1,11 @@
-"""Processes that outlive the server that started them: they become our children, and we end them.
-
-See prctl(2), PR_SET_CHILD_SUBREAPER.
-"""
+"""Processes that outlive the server that started them: once adopted they are our children, and we end them."""
 
 import contextlib
-import ctypes
 from collections.abc import Collection
 
 import psutil
 
-_PR_SET_CHILD_SUBREAPER = 36
 _PATIENCE = 3.0
-
-
-def adopt_orphans() -> None:
-    """From now on an orphan below this process becomes its child, instead of init's."""
-    ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
 def end_orphans(*, known: Collection[int]) -> int:

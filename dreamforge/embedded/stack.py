@@ -11,7 +11,7 @@ from typing import NoReturn
 from dreamforge.embedded.api_address import api_address
 from dreamforge.embedded.interrupts import Interrupts
 from dreamforge.embedded.layout import Layout
-from dreamforge.embedded.orphans import adopt_orphans, end_orphans
+from dreamforge.embedded.orphans import end_orphans
 from dreamforge.embedded.part import TITLES, Part
 from dreamforge.embedded.ports import require_free
 from dreamforge.embedded.report import Report
@@ -21,6 +21,7 @@ from dreamforge.embedded.state import DataDirLock, PartState, StackState, forget
 from dreamforge.embedded.trouble import StackError
 from dreamforge.embedded.watch import Watch
 from dreamforge.settings import Settings
+from dreamforge.worker.strays import adopt_orphans
 
 _DRAIN_MARGIN = 2.0
 _OUTLAST_SECONDS = 30.0

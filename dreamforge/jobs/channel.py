@@ -14,22 +14,25 @@ class ChannelClosed(Exception):
 
 
 class FrameChannel:
-    """One end of the conversation. Many threads may send; one receives."""
+    """One end of the conversation. Many threads may send; one receives.
 
-    def __init__(self, sock: socket.socket) -> None:
+    ``send_timeout`` is how many seconds the other side may take to read what is sent; None: as many as it likes.
+    """
+
+    def __init__(self, sock: socket.socket, *, send_timeout: float | None = None) -> None:
         self._socket = sock
+        self._send_timeout = send_timeout
         self._sending = threading.Lock()
         self._buffer = bytearray()
         self._awaited: tuple[int, int] | None = None
 
     def send(self, message: Message) -> None:
-        """Send one frame, whole. Raises ``ChannelClosed`` when nobody is there."""
-        frame = encode(message)
+        """Send one frame, whole. Raises ``ChannelClosed`` when nobody is there, or nobody reads."""
+        frame = memoryview(encode(message))
+        deadline = None if self._send_timeout is None else time.monotonic() + self._send_timeout
         with self._sending:
-            try:
-                self._socket.sendall(frame)
-            except OSError as error:
-                raise ChannelClosed from error
+            while frame:
+                frame = frame[self._send_some(frame, deadline) :]
 
     def receive(self, *, timeout: float | None = None) -> Message:
         """The next message.
@@ -46,6 +49,10 @@ class FrameChannel:
         self._awaited = None
         return decode(self._take(header_length), self._take(payload_length))
 
+    def has_news(self) -> bool:
+        """True when something was sent that was not received yet, were it the end of the stream."""
+        return bool(self._buffer or select.select([self._socket], [], [], 0)[0])
+
     def close(self) -> None:
         """Close this end; the other side's next receive raises ``ChannelClosed``."""
         self._socket.close()
@@ -55,6 +62,18 @@ class FrameChannel:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _send_some(self, data: memoryview, deadline: float | None) -> int:
+        remaining = None if deadline is None else max(0.0, deadline - time.monotonic())
+        try:
+            # Not settimeout(): a socket's time limit would also hit a thread that is receiving.
+            if not select.select([], [self._socket], [], remaining)[1]:
+                raise ChannelClosed("nobody reads what is sent")
+            return self._socket.send(data, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return 0
+        except (OSError, ValueError) as error:
+            raise ChannelClosed from error
 
     def _take(self, size: int) -> bytes:
         taken = bytes(self._buffer[:size])

@@ -117,6 +117,22 @@ class StepStarted(Event):
 
 
 @dataclass(frozen=True)
+class StepRetrying(Event):
+    """The attempt failed with ``error``, and another one comes in ``seconds``.
+
+    ``spent`` is how often ``budget`` (`failures`, `crashes`) has been charged.
+    """
+
+    code: ClassVar[EventCode] = EventCode.STEP_RETRYING
+    level: ClassVar[Level] = Level.WARNING
+    step: str
+    error: dict[str, Any]
+    budget: str
+    spent: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class StepRescued(Event):
     """The step's dispatcher or node was lost, or it was put back on shutdown; it is queued again."""
 

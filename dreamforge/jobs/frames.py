@@ -11,7 +11,9 @@ A frame is a header and, for pixels, a payload::
     payload  raw bytes (only `item_drawn`: RGB, 8 bits a channel, row by row)
 
 One item goes like this: the supervisor sends `BeginItem` (the credit), the runner answers with `Progress` frames and
-one `ItemDrawn`. After `EndOfItems` the runner sends `StepDone`; after `Acknowledge` it leaves.
+one `ItemDrawn`. After `EndOfItems` the runner sends `StepDone`; after `Acknowledge` it leaves. At any time the
+supervisor may send `Stop`: the runner answers with `StepFailed` and the code `cancelled`, at the latest when it would
+send progress next; while it decodes an image, once it has sent that.
 """
 
 import json
@@ -29,6 +31,7 @@ MAGIC = b"DF"
 PREFIX = struct.Struct("!2sBxII")
 MAX_HEADER = 1024 * 1024
 MAX_PAYLOAD = 256 * 1024 * 1024
+_DEEPEST = 16
 _UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
@@ -65,6 +68,13 @@ class EndOfItems:
     """No more credits will come."""
 
     type: ClassVar[str] = "end_of_items"
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Draw no further: the image under way is not wanted any more."""
+
+    type: ClassVar[str] = "stop"
 
 
 @dataclass(frozen=True)
@@ -151,6 +161,7 @@ Message = (
     PrepareStep
     | BeginItem
     | EndOfItems
+    | Stop
     | Acknowledge
     | Ready
     | ModelLoaded
@@ -167,6 +178,7 @@ _TYPES: dict[str, type[Message]] = {
         PrepareStep,
         BeginItem,
         EndOfItems,
+        Stop,
         Acknowledge,
         Ready,
         ModelLoaded,
@@ -240,19 +252,21 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def _storable(value: Any) -> Any:
-    """The value as Postgres can keep it: no NUL, no lone surrogate, no number past every float. Names of files and
-    words of libraries come through here.
+def _storable(value: Any, *, depth: int = 0) -> Any:
+    """The value as Postgres can keep it and clients can read it: no NUL, no lone surrogate, no number past every float,
+    no nesting without end. Names of files and words of libraries come through here.
     """
+    if depth > _DEEPEST:
+        raise ValueError("nested too deeply")
     match value:
         case str():
             return _UNSTORABLE.sub("\ufffd", value)
         case float() if not math.isfinite(value):
             raise ValueError("a number is too large")
         case dict():
-            return {_storable(name): _storable(inner) for name, inner in value.items()}
+            return {_storable(name): _storable(inner, depth=depth + 1) for name, inner in value.items()}
         case list():
-            return [_storable(inner) for inner in value]
+            return [_storable(inner, depth=depth + 1) for inner in value]
         case _:
             return value
 

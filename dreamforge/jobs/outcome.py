@@ -1,10 +1,7 @@
-"""How an attempt ended, and what follows from it."""
+"""How an attempt ended."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
-
-from dreamforge.errors import Cancelled
-from dreamforge.jobs.job import StepStatus
 
 
 @dataclass(frozen=True)
@@ -35,50 +32,14 @@ class Outcome:
     def from_json(value: dict[str, Any]) -> "Outcome":
         """Inverse of ``as_json``."""
         failure = value.get("failure")
-        return Outcome(failure=Failure(**failure) if failure else None)
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What becomes of the step. ``failure`` is set when it has failed."""
-
-    status: StepStatus
-    failure: Failure | None = None
-
-
-TRANSIENT_CODES = frozenset(
-    {
-        "storage_unavailable",
-        "database_unavailable",
-        "runner_crashed",
-        "runner_stalled",
-        "gpu_error",
-        "node_lost",
-        "host_oom",
-    }
-)
-"""Failures that another attempt may mend."""
-_STOPPED = TRANSIENT_CODES | {Cancelled.code}
-
-
-def decide(outcome: Outcome | None, *, items_missing: int, cancel_requested: bool = False) -> Verdict:
-    """What becomes of a step whose attempt has ended.
-
-    Artifacts decide before reports: when every item has its artifact the step has succeeded, whatever its process
-    said last. ``outcome`` is None when the supervisor vanished without a report. While the job is being cancelled no
-    other attempt will come: what was stopped, or might have been tried again, is cancelled; any other failure counts.
-    """
-    if items_missing == 0:
-        return Verdict(StepStatus.SUCCEEDED)
-    failure = _failure_of(outcome, items_missing=items_missing)
-    if cancel_requested and failure.code in _STOPPED:
-        return Verdict(StepStatus.CANCELLED)
-    return Verdict(StepStatus.FAILED, failure)
-
-
-def _failure_of(outcome: Outcome | None, *, items_missing: int) -> Failure:
-    if outcome is None:
-        return Failure("runner_crashed", "The step's process ended without a report.")
-    if outcome.failure is None:
-        return Failure("internal", f"{items_missing} images are missing after the step.")
-    return outcome.failure
+        if not failure:
+            return Outcome()
+        # Of another version it may have other fields.
+        return Outcome(
+            Failure(
+                str(failure.get("code", "internal")),
+                str(failure.get("message", "")),
+                failure.get("details") or {},
+                failure.get("suggestions") or [],
+            )
+        )

@@ -10,7 +10,7 @@ import diffusers
 import torch
 import transformers
 
-from dreamforge.errors import GpuError
+from dreamforge.errors import Cancelled, GpuError
 from dreamforge.jobs.channel import ChannelClosed, FrameChannel
 from dreamforge.jobs.frames import (
     Acknowledge,
@@ -18,12 +18,16 @@ from dreamforge.jobs.frames import (
     EndOfItems,
     FrameError,
     Log,
+    Message,
     ModelLoaded,
     PrepareStep,
+    Progress,
     Ready,
     StepDone,
     StepFailed,
+    Stop,
 )
+from dreamforge.jobs.progress import Stage
 from dreamforge.runners.failures import failure_of
 from dreamforge.runners.protocol import Runner
 from dreamforge.runners.sdxl import SdxlRunner
@@ -47,7 +51,7 @@ def _run(channel: FrameChannel, call: PrepareStep, *, remark: str | None) -> Ste
         channel.send(_ready(call))
         if remark:
             channel.send(Log(level="debug", message=remark))
-        runner = RUNNERS[call.model_kind](emit=channel.send)
+        runner = RUNNERS[call.model_kind](emit=lambda message: _emit(channel, message))
         began = time.monotonic()
         runner.prepare(call)
         channel.send(ModelLoaded(seconds=time.monotonic() - began))
@@ -56,16 +60,37 @@ def _run(channel: FrameChannel, call: PrepareStep, *, remark: str | None) -> Ste
         return StepDone(peak_memory=runner.cleanup())
     except ChannelClosed:
         raise
+    except Cancelled as error:
+        return failure_of(error, call)
     except Exception as error:  # noqa: BLE001 - the edge: whatever happened becomes a report
         traceback.print_exc(file=sys.stderr)
         return failure_of(error, call)
 
 
+def _emit(channel: FrameChannel, message: Message) -> None:
+    """Send it, and see whether to go on: runners emit between any two steps of denoising."""
+    channel.send(message)
+    if isinstance(message, Progress) and message.stage == Stage.DECODE:
+        # The image is as good as done, and stays. Before the next one a stop is heard.
+        return
+    if channel.has_news():
+        # There is no credit while an item is drawn.
+        _stop_or_raise(channel.receive())
+
+
 def _credit(channel: FrameChannel) -> BeginItem | EndOfItems:
     message = channel.receive()
+    if isinstance(message, Stop):
+        raise Cancelled
     if not isinstance(message, BeginItem | EndOfItems):
         raise FrameError(f"expected a credit, not {message.type}")
     return message
+
+
+def _stop_or_raise(message: Message) -> None:
+    if isinstance(message, Stop):
+        raise Cancelled
+    raise FrameError(f"expected nothing but a stop, not {message.type}")
 
 
 def _call(channel: FrameChannel) -> PrepareStep:
@@ -76,8 +101,8 @@ def _call(channel: FrameChannel) -> PrepareStep:
 
 
 def _await_acknowledgement(channel: FrameChannel) -> None:
-    # However long it takes to store the last image; without a supervisor the channel is closed. After a failure,
-    # credits that were on their way come first.
+    # However long it takes to store the last image; without a supervisor the channel is closed. A stop that was on
+    # its way comes first.
     while not isinstance(channel.receive(), Acknowledge):
         continue
 

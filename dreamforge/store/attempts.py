@@ -129,6 +129,10 @@ class AttemptStore:
             row = connection.execute(_IS_CANCEL_REQUESTED, self._fence.values()).first()
         return self._cancel_requested(row)
 
+    def require_lease(self) -> None:
+        """Return while the attempt holds its lease."""
+        self.is_cancel_requested()
+
     def note_cancel_seen(self) -> None:
         """Write that the request was noticed, and when."""
         with database_errors(), self._engine.begin() as connection:
@@ -150,11 +154,17 @@ class AttemptStore:
             items=tuple(StepItem(index=item.item_index, seed=item.seed) for item in items),
         )
 
+    def arrive(self, metadata: dict[str, Any]) -> None:
+        """Say where the supervisor is, before it does anything that it may not come back from."""
+        with database_errors(), self._engine.begin() as connection:
+            hold(connection, self._fence)
+            connection.execute(self._step_update().values(metadata_json=self._located(metadata)))
+
     def start(self, event: StepStarted, *, metadata: dict[str, Any]) -> None:
         """The supervisor has taken over: from here the lease is its own."""
         with database_errors(), self._engine.begin() as connection:
             hold(connection, self._fence)
-            connection.execute(self._step_update().values(started_at=func.now(), metadata_json=_merged(metadata)))
+            connection.execute(self._step_update().values(started_at=func.now(), metadata_json=self._located(metadata)))
             self._append(connection, event)
 
     def record(self, event: Event) -> None:
@@ -207,6 +217,8 @@ class AttemptStore:
                     status=ItemStatus.SUCCEEDED, progress=1.0, stage=Stage.SAVE, finished_at=func.now()
                 )
             )
+            # What makes images is not what kills its processes.
+            connection.execute(self._step_update().values(failures=0, crashes=0, rescues=0))
             connection.execute(_COUNT_ITEM_DONE, {"job_id": self._fence.job_id})
             connection.execute(_RAISE_JOB_PROGRESS, {"job_id": self._fence.job_id})
             for event in (saved, created, finished):
@@ -228,6 +240,10 @@ class AttemptStore:
     def _append(self, connection: Connection, event: Event) -> None:
         fence = self._fence
         connection.execute(*events.append(event, job_id=fence.job_id, step_id=fence.step_id, attempt=fence.attempt))
+
+    def _located(self, metadata: dict[str, Any]) -> ColumnElement[Any]:
+        # With the attempt: what an earlier one has written here may still stand.
+        return _merged({**metadata, "attempt": self._fence.attempt})
 
     def _step_update(self) -> Update:
         return update(StepRow).where(StepRow.id == self._fence.step_id)

@@ -6,15 +6,16 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, text, update
 
-from dreamforge.errors import Cancelled
+from dreamforge.errors import Cancelled, LeaseLost
 from dreamforge.jobs.events import JobStarted, StepRescued
-from dreamforge.jobs.job import JobStatus, Lane, StepStatus, legal_predecessors
+from dreamforge.jobs.job import JobStatus, Lane, legal_predecessors
 from dreamforge.jobs.outcome import Failure
 from dreamforge.store import events
-from dreamforge.store.endings import end_attempt, must_end
+from dreamforge.store.endings import RULES, RetryRules, end_attempt, must_end
 from dreamforge.store.engine import database_errors
 from dreamforge.store.fence import Fence, hold
-from dreamforge.store.tables import JobRow, StepRow
+from dreamforge.store.tables import JobRow
+from dreamforge.store.transitions import queue_step_again
 
 _CLAIM = text(
     """
@@ -42,6 +43,16 @@ _RENEW_UNSTARTED = text(
     UPDATE steps SET lease_expires_at = now() + make_interval(secs => :lease_seconds)
     WHERE id = :step_id AND attempt = :attempt AND lease_token = :lease_token
       AND status = 'running' AND started_at IS NULL
+    """
+)
+
+_WHEREABOUTS = text(
+    """
+    SELECT metadata_json ->> 'node_id' AS node_id, CAST(metadata_json ->> 'supervisor_pid' AS int) AS pid,
+        CAST(metadata_json ->> 'attempt' AS int) IS NOT DISTINCT FROM attempt AS has_arrived,
+        started_at IS NOT NULL AS has_begun,
+        outcome_json IS NOT NULL AND metadata_json -> 'holds_gpu' = 'true' AS has_reported FROM steps
+    WHERE id = :step_id AND attempt = :attempt AND lease_token = :lease_token AND status = 'running'
     """
 )
 
@@ -91,6 +102,20 @@ class Claim:
 
 
 @dataclass(frozen=True)
+class Whereabouts:
+    """The process that runs a step: on which of Ray's nodes (None outside of Ray), by what number there.
+
+    ``has_begun``: the lease is its own by now. ``has_reported``: it has nothing more to do with the step, and lasts on
+    only to keep its GPU from others.
+    """
+
+    node_id: str | None
+    pid: int
+    has_begun: bool
+    has_reported: bool
+
+
+@dataclass(frozen=True)
 class DueStep:
     """A queued step that nobody has claimed."""
 
@@ -104,8 +129,9 @@ class DueStep:
 class ClaimStore:
     """Steps, for the dispatcher. Raises ``DatabaseUnavailable`` when Postgres is away."""
 
-    def __init__(self, *, engine: Engine) -> None:
+    def __init__(self, *, engine: Engine, rules: RetryRules = RULES) -> None:
         self._engine = engine
+        self._rules = rules
 
     def claim(self, *, lane: Lane, lease_token: uuid.UUID, lease_seconds: float) -> Claim | None:
         """Take the best due step, or None. Only here is an attempt raised."""
@@ -125,12 +151,22 @@ class ClaimStore:
             result = connection.execute(_RENEW_UNSTARTED, {**fence.values(), "lease_seconds": lease_seconds})
             return result.rowcount == 1
 
+    def whereabouts(self, fence: Fence) -> Whereabouts | None:
+        """Where the attempt's supervisor is; None before it is anywhere. Raises ``LeaseLost``."""
+        with database_errors(), self._engine.connect() as connection:
+            row = connection.execute(_WHEREABOUTS, fence.values()).first()
+        if row is None:
+            raise LeaseLost(f"attempt {fence.attempt} of step {fence.step_id} no longer holds its lease")
+        if not row.has_arrived:
+            return None
+        return Whereabouts(row.node_id, row.pid, bool(row.has_begun), bool(row.has_reported))
+
     def is_cancelled_unstarted(self, fence: Fence) -> bool:
         """True when the job is to be cancelled and no supervisor has taken over that would notice."""
         with database_errors(), self._engine.connect() as connection:
             return connection.execute(_CANCELLED_UNSTARTED, fence.values()).first() is not None
 
-    def put_back(self, fence: Fence, *, reason: str) -> None:
+    def put_back(self, fence: Fence) -> None:
         """Queue the step again, uncounted: its dispatcher is leaving. Raises ``LeaseLost``.
 
         What has nothing left to do, or must not be queued because its job is being cancelled, ends here instead.
@@ -138,9 +174,10 @@ class ClaimStore:
         with database_errors(), self._engine.begin() as connection:
             hold(connection, fence)
             if must_end(connection, fence):
-                end_attempt(connection, fence, lost=Failure(Cancelled.code, "The dispatcher stopped."))
+                lost = Failure(Cancelled.code, "The dispatcher stopped.")
+                end_attempt(connection, fence, lost=lost, rules=self._rules)
             else:
-                _queue_again(connection, fence, reason=reason)
+                _queue_again(connection, fence)
 
     def due(self, *, lane: Lane, limit: int) -> list[DueStep]:
         """Queued steps whose time has come, oldest first."""
@@ -172,17 +209,6 @@ def _start_job(connection: Connection, fence: Fence) -> None:
     connection.execute(*events.append(JobStarted(), job_id=fence.job_id, step_id=fence.step_id, attempt=fence.attempt))
 
 
-def _queue_again(connection: Connection, fence: Fence, *, reason: str) -> None:
-    name = connection.scalar(
-        update(StepRow)
-        .where(StepRow.id == fence.step_id)
-        .values(
-            status=StepStatus.QUEUED,
-            lease_token=None,
-            lease_expires_at=None,
-            started_at=None,
-        )
-        .returning(StepRow.name)
-    )
-    event = StepRescued(step=name or "", reason=reason)
+def _queue_again(connection: Connection, fence: Fence) -> None:
+    event = StepRescued(step=queue_step_again(connection, fence.step_id) or "", reason="dispatcher_stopped")
     connection.execute(*events.append(event, job_id=fence.job_id, step_id=fence.step_id, attempt=fence.attempt))

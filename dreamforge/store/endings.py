@@ -1,49 +1,85 @@
 """The end of a step: from its attempt's outcome to the states of step and job, in one transaction."""
 
+import random
 import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Row, func, select, update
 
 from dreamforge.errors import LeaseLost
 from dreamforge.jobs.cancellation import job_after
-from dreamforge.jobs.events import Event, JobFailed, JobSucceeded, StepCancelled, StepFailed, StepSucceeded
+from dreamforge.jobs.events import (
+    Event,
+    JobFailed,
+    JobSucceeded,
+    StepCancelled,
+    StepFailed,
+    StepRescued,
+    StepRetrying,
+    StepSucceeded,
+)
 from dreamforge.jobs.job import JobStatus, StepStatus, legal_step_predecessors
-from dreamforge.jobs.outcome import Failure, Outcome, Verdict, decide
+from dreamforge.jobs.outcome import Failure, Outcome
+from dreamforge.jobs.retry import Budget, Retry, RetryPolicy
+from dreamforge.jobs.verdict import Circumstances, Verdict, decide
 from dreamforge.store import events
 from dreamforge.store.cancellations import cancel_job, cancel_latency_ms, cancel_steps
 from dreamforge.store.engine import database_errors
 from dreamforge.store.fence import Fence, hold
 from dreamforge.store.tables import ArtifactRow, ItemRow, JobRow, StepRow
-from dreamforge.store.transitions import move_job
+from dreamforge.store.transitions import move_job, queue_step_again
+
+
+@dataclass(frozen=True)
+class RetryRules:
+    """What decides whether there is another attempt, and when. ``draw`` gives jitter from 0 to 1."""
+
+    policy: RetryPolicy = field(default_factory=RetryPolicy)
+    draw: Callable[[], float] = random.random
+
+
+RULES = RetryRules()
+"""Those of a service whose settings say nothing else."""
 
 
 class EndingStore:
     """Finalizes steps, for whoever lives to do it."""
 
-    def __init__(self, *, engine: Engine) -> None:
+    def __init__(self, *, engine: Engine, rules: RetryRules = RULES) -> None:
         self._engine = engine
+        self._rules = rules
 
     def finalize(self, fence: Fence, *, lost: Failure | None = None) -> Verdict:
-        """End the step and, with it or by its success, the job.
+        """End the step and, with it or by its success, the job; or queue the step for another attempt.
 
         Decides from the stored outcome; ``lost`` is why there may be none. Raises ``LeaseLost`` when the attempt was
         replaced or already finalized.
         """
         with database_errors(), self._engine.begin() as connection:
             hold(connection, fence)
-            return end_attempt(connection, fence, lost=lost)
+            return end_attempt(connection, fence, lost=lost, rules=self._rules)
 
 
-def end_attempt(connection: Connection, fence: Fence, *, lost: Failure | None) -> Verdict:
+def end_attempt(connection: Connection, fence: Fence, *, lost: Failure | None, rules: RetryRules) -> Verdict:
     """What ``EndingStore.finalize`` does, in a transaction that holds the fence."""
     step = _read(connection, fence)
     outcome = Outcome.from_json(step.outcome_json) if step.outcome_json else Outcome(lost) if lost else None
     verdict = decide(
         outcome,
-        items_missing=_items_missing(connection, fence.step_id),
-        cancel_requested=step.cancel_requested,
+        Circumstances(
+            items_missing=_items_missing(connection, fence.step_id),
+            cancel_requested=step.cancel_requested,
+            spent={Budget.FAILURES: step.failures, Budget.CRASHES: step.crashes, Budget.RESCUES: step.rescues},
+            policy=rules.policy,
+            jitter=rules.draw(),
+        ),
     )
+    if verdict.retry is not None:
+        _queue_again(connection, fence, verdict.retry, name=step.name)
+        return verdict
     _end_step(connection, fence, verdict, name=step.name)
     is_last = step.position == step.last_position
     match job_after(verdict.status, is_last=is_last, cancel_requested=step.cancel_requested):
@@ -71,6 +107,9 @@ def _read(connection: Connection, fence: Fence) -> Row[*tuple[Any, ...]]:
             StepRow.outcome_json,
             StepRow.name,
             StepRow.position,
+            StepRow.failures,
+            StepRow.crashes,
+            StepRow.rescues,
             last.label("last_position"),
             JobRow.cancel_requested_at.is_not(None).label("cancel_requested"),
         )
@@ -84,6 +123,24 @@ def _items_missing(connection: Connection, step_id: uuid.UUID) -> int:
     items = select(func.count()).select_from(ItemRow).where(ItemRow.step_id == step_id).scalar_subquery()
     made = select(func.count()).select_from(ArtifactRow).where(ArtifactRow.step_id == step_id).scalar_subquery()
     return connection.execute(select(items - made)).scalar_one()
+
+
+def _queue_again(connection: Connection, fence: Fence, retry: Retry, *, name: str) -> None:
+    due_in = timedelta(seconds=retry.seconds)
+    values = {retry.budget.value: retry.spent, "next_attempt_at": func.now() + due_in if due_in else None}
+    if queue_step_again(connection, fence.step_id, **values) is None:
+        raise LeaseLost(f"step {fence.step_id} cannot be queued again")
+    if retry.budget is Budget.RESCUES:
+        event: Event = StepRescued(step=name, reason=retry.failure.code)
+    else:
+        event = StepRetrying(
+            step=name,
+            error=retry.failure.as_json(),
+            budget=retry.budget,
+            spent=retry.spent,
+            seconds=round(retry.seconds, 3),
+        )
+    _append(connection, fence, event)
 
 
 def _end_step(connection: Connection, fence: Fence, verdict: Verdict, *, name: str) -> None:

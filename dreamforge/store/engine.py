@@ -98,16 +98,25 @@ def database_errors() -> Generator[None]:
     """Turn "the database is away" into ``DatabaseUnavailable``; anything else is a bug and passes."""
     try:
         yield
-    except (OperationalError, InterfaceError, PoolTimeout) as error:
-        raise DatabaseUnavailable from error
-    except DBAPIError as error:
-        # A server that has become a standby, or was told to write nothing, will change its mind or its address.
-        if error.connection_invalidated or isinstance(error.orig, ReadOnlySqlTransaction):
-            raise DatabaseUnavailable from error
-        if isinstance(error.orig, UndefinedTable | UndefinedColumn):
-            log.error("the database has another schema: %s", str(error.orig).partition("\n")[0])
+    except (DBAPIError, PoolTimeout) as error:
+        if not tells_of_absence(error):
+            raise
+        original = error.orig if isinstance(error, DBAPIError) else None
+        if isinstance(original, UndefinedTable | UndefinedColumn):
+            log.error("the database has another schema: %s", str(original).partition("\n")[0])
             raise DatabaseUnavailable(_OTHER_SCHEMA) from error
-        raise
+        raise DatabaseUnavailable from error
+
+
+def tells_of_absence(error: Exception) -> bool:
+    """True for an error that says nothing of what was asked, but that the database, or its schema, is not there."""
+    if isinstance(error, OperationalError | InterfaceError | PoolTimeout):
+        return True
+    if not isinstance(error, DBAPIError):
+        return False
+    # A server that has become a standby, or was told to write nothing, will change its mind or its address.
+    passing = ReadOnlySqlTransaction | UndefinedTable | UndefinedColumn
+    return error.connection_invalidated or isinstance(error.orig, passing)
 
 
 @asynccontextmanager

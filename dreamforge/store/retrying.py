@@ -8,7 +8,6 @@ from sqlalchemy import Connection, select, update
 from dreamforge.errors import Conflict
 from dreamforge.jobs.events import JobQueued
 from dreamforge.jobs.job import (
-    ItemStatus,
     JobStatus,
     Lane,
     StepStatus,
@@ -16,8 +15,8 @@ from dreamforge.jobs.job import (
     legal_step_predecessors,
 )
 from dreamforge.store import events
-from dreamforge.store.tables import ItemRow, JobRow, StepRow
-from dreamforge.store.transitions import move_job
+from dreamforge.store.tables import JobRow, StepRow
+from dreamforge.store.transitions import lay_down_items, move_job
 
 _ENDED = tuple(status for status in legal_step_predecessors(StepStatus.QUEUED) if status.is_terminal)
 
@@ -90,10 +89,4 @@ def _renew_step(connection: Connection, step_id: uuid.UUID, status: StepStatus) 
             error_json=None,
         )
     )
-    # Begun and not finished: nobody draws it. Its seed stays, and its progress, which never goes down; its start does
-    # not, since the time in between is not the time it takes.
-    connection.execute(
-        update(ItemRow)
-        .where(ItemRow.step_id == step_id, ItemRow.status == ItemStatus.RUNNING)
-        .values(status=ItemStatus.PENDING, stage=None, started_at=None)
-    )
+    lay_down_items(connection, step_id)

@@ -109,6 +109,13 @@ class JobRow(Table):
         UniqueConstraint("user_id", "idempotency_key_hash"),
         Index(None, "status", "created_at"),
         Index("ix_jobs_user_id_created_at_id", "user_id", text("created_at DESC"), "id"),
+        Index(
+            "ix_jobs_dead_letters",
+            "user_id",
+            text("created_at DESC"),
+            "id",
+            postgresql_where=text("(error_json ->> 'code') IN ('attempts_exhausted', 'poison')"),
+        ),
         Index("ix_jobs_model_id_created_at_id", "model_id", text("created_at DESC"), "id"),
         Index(None, "updated_at"),
         # In the order in which due steps are claimed.

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import assert_never
 
+from dreamforge.errors import Cancelled, RunnerStalled
 from dreamforge.jobs.channel import ChannelClosed, FrameChannel
 from dreamforge.jobs.events import ItemProgress, ItemStarted, ModelLoaded, ModelLoading, RunnerLog, RunnerWarning
 from dreamforge.jobs.frames import (
@@ -20,22 +21,25 @@ from dreamforge.jobs.frames import (
     Ready,
     StepDone,
     StepFailed,
+    Stop,
 )
 from dreamforge.jobs.frames import ModelLoaded as ModelLoadedFrame
 from dreamforge.jobs.progress import Stage, item_progress
 from dreamforge.jobs.seeds import item_seed
 from dreamforge.store.attempts import AttemptStore, StepCall, StepItem
+from dreamforge.worker.halt import Halt
 from dreamforge.worker.saving import ImageSaver, Origin
 
 PROGRESS_INTERVAL = 0.25
 """Seconds between two progress events of an item."""
+MOST_LOG_LINES = 500
+"""Lines of a runner that are kept; each is written under the job's lock."""
 _POLL_SECONDS = 0.5
 
 
 class Drawing:
-    """One attempt's conversation. ``check`` is called at least twice a second and may raise to end it.
-
-    The saver, which makes it wait, calls the same.
+    """One attempt's conversation. ``halt`` is looked at at least twice a second; the saver, which makes it wait, does
+    the same. A runner that says nothing for ``stall_timeout`` seconds while it is waited for has stalled.
     """
 
     def __init__(
@@ -46,7 +50,9 @@ class Drawing:
         saver: ImageSaver,
         origin: Callable[[Ready], Origin],
         call: StepCall,
-        check: Callable[[], None],
+        halt: Halt,
+        has_ended: Callable[[], bool],
+        stall_timeout: float,
         draw_seed: Callable[[int], int],
     ) -> None:
         self._channel = channel
@@ -55,17 +61,22 @@ class Drawing:
         self._origin_of = origin
         self._origin: Origin | None = None
         self._call = call
-        self._check = check
+        self._halt = halt
+        self._has_ended = has_ended
+        self._stall_timeout = stall_timeout
         self._draw_seed = draw_seed
         self._waiting = list(call.items)
         self._current: StepItem | None = None
         self._progress_at = 0.0
+        self._is_loading = True
+        self._is_told_to_stop = False
+        self._log_lines = 0
 
     def run(self, prepare: PrepareStep) -> StepDone | StepFailed:
         """Have every missing item drawn and stored; the runner's last word, acknowledged.
 
-        Raises ``ChannelClosed`` when the runner has gone, ``FrameError`` when it speaks nonsense, and whatever
-        ``check`` or saving raises.
+        Raises ``ChannelClosed`` when the runner has gone, ``FrameError`` when it speaks nonsense, ``RunnerStalled``
+        when it is silent for too long, and whatever ``halt`` or saving raises.
         """
         self._channel.send(prepare)
         while True:
@@ -79,28 +90,57 @@ class Drawing:
             self._answer(message)
 
     def _next(self) -> Message:
+        # Time that was spent on saving is not the runner's silence.
+        waiting_since = time.monotonic()
         while True:
-            self._check()
+            self._halt.check()
+            self._tell_to_stop()
+            # Asked for first: what it had sent before its end is received all the same.
+            has_ended = self._has_ended()
             with contextlib.suppress(TimeoutError):
                 return self._channel.receive(timeout=_POLL_SECONDS)
+            if has_ended:
+                # A child of its own may hold the channel open.
+                raise ChannelClosed
+            if time.monotonic() - waiting_since >= self._stall_timeout:
+                raise RunnerStalled(details={"seconds": self._stall_timeout})
+
+    def _tell_to_stop(self) -> None:
+        if self._is_told_to_stop or not self._halt.must_stop:
+            return
+        if self._is_loading:
+            # It would hear of it when the model is there: nothing is lost by ending it at once.
+            raise Cancelled
+        self._is_told_to_stop = True
+        self._channel.send(Stop())
 
     def _answer(self, message: Message) -> None:
         match message:
-            case Ready():
+            case Ready() if self._origin is None:
                 self._origin = self._origin_of(message)
                 self._attempt.record(ModelLoading(model=self._model_name))
-            case ModelLoadedFrame(seconds=seconds):
+            case ModelLoadedFrame(seconds=seconds) if self._is_loading and self._origin is not None:
+                self._is_loading = False
                 self._attempt.record(ModelLoaded(model=self._model_name, seconds=round(seconds, 4)))
                 self._begin_next()
             case Progress():
                 self._record_progress(message)
             case ItemDrawn():
                 self._take(message)
-            case Log(level=level, message=text):
-                kind = RunnerWarning if level in {"warning", "error"} else RunnerLog
-                self._attempt.record(kind(message=text[:2000]))
-            case StepDone() | StepFailed() | PrepareStep() | BeginItem() | EndOfItems() | Acknowledge():
-                raise FrameError(f"the runner sent {message.type}")
+            case Log():
+                self._record_log(message)
+            case (
+                Ready()
+                | ModelLoadedFrame()
+                | StepDone()
+                | StepFailed()
+                | PrepareStep()
+                | BeginItem()
+                | EndOfItems()
+                | Stop()
+                | Acknowledge()
+            ):
+                raise FrameError(f"the runner sent {message.type} out of turn")
             case _:
                 assert_never(message)
 
@@ -110,7 +150,6 @@ class Drawing:
 
     def _begin_next(self) -> None:
         if not self._waiting:
-            self._current = None
             self._channel.send(EndOfItems())
             return
         item = self._waiting.pop(0)
@@ -127,8 +166,20 @@ class Drawing:
         current = self._current
         if current is None or (drawn.item_index, drawn.seed) != (current.index, current.seed) or self._origin is None:
             raise FrameError("the runner sent an image that was not asked for")
+        self._current = None
         self._saver.save(drawn, self._origin)
-        self._begin_next()
+        # One that finished before it heard of the stop: the image stays, and no other is begun.
+        if not self._is_told_to_stop:
+            self._begin_next()
+
+    def _record_log(self, line: Log) -> None:
+        self._log_lines += 1
+        if self._log_lines > MOST_LOG_LINES:
+            return
+        kind = RunnerWarning if line.level in {"warning", "error"} else RunnerLog
+        self._attempt.record(kind(message=line.message[:2000]))
+        if self._log_lines == MOST_LOG_LINES:
+            self._attempt.record(RunnerWarning(message=f"More than {MOST_LOG_LINES} lines: the rest is not kept."))
 
     def _record_progress(self, message: Progress) -> None:
         if self._current is None or message.item_index != self._current.index:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
 
-from dreamforge.errors import GpuError
+from dreamforge.errors import GpuError, NodeError, reason_of
 
 _POLL_SECONDS = 0.1
 
@@ -28,8 +28,11 @@ def gpu_lock(
     if gpu_uuid is None:
         yield None
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / f"{gpu_uuid}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder / f"{gpu_uuid}.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise NodeError("The GPU's lock cannot be made.", details=reason_of(error)) from error
     try:
         _acquire(descriptor, gpu_uuid, deadline=time.monotonic() + timeout, check=check)
         yield descriptor

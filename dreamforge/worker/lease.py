@@ -6,7 +6,7 @@ import threading
 import time
 from typing import Self
 
-from dreamforge.errors import Cancelled, DatabaseUnavailable, LeaseLost
+from dreamforge.errors import DatabaseUnavailable, LeaseLost
 from dreamforge.store.attempts import AttemptStore
 
 log = logging.getLogger(__name__)
@@ -17,13 +17,17 @@ CANCEL_POLL_SECONDS = 0.5
 
 
 class LeaseKeeper:
-    """Renews the lease from ``with`` to the end of the block. A renewal with the right token counts even when late."""
+    """Renews the lease from ``with`` to the end of the block. A renewal with the right token counts even when late.
 
-    def __init__(self, *, attempt: AttemptStore, lease_seconds: float, renew_seconds: float) -> None:
+    ``at_most`` is how many seconds it does so: whoever is in a call that never comes back does not keep its step.
+    """
+
+    def __init__(self, *, attempt: AttemptStore, lease_seconds: float, renew_seconds: float, at_most: float) -> None:
         self._attempt = attempt
         self._lease_seconds = lease_seconds
         self._renew_seconds = renew_seconds
         self._renewed_at = -math.inf
+        self._ends_at = time.monotonic() + at_most
         self._ending = threading.Event()
         self._lost = threading.Event()
         self._cancelled = threading.Event()
@@ -31,13 +35,16 @@ class LeaseKeeper:
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
 
     def check(self) -> None:
-        """Raise ``LeaseLost`` once the attempt has been replaced, ``Cancelled`` once the job is to be cancelled."""
+        """Raise ``LeaseLost`` once the attempt has been replaced."""
         if self._lost.is_set():
             raise LeaseLost
-        if self._cancelled.is_set():
-            raise Cancelled
         if self._bug is not None:
             raise self._bug
+
+    @property
+    def is_cancelled(self) -> bool:
+        """True once the job is to be cancelled."""
+        return self._cancelled.is_set()
 
     def __enter__(self) -> Self:
         self._look()
@@ -51,6 +58,9 @@ class LeaseKeeper:
     def _keep(self) -> None:
         try:
             while not self._ending.wait(min(CANCEL_POLL_SECONDS, self._renew_seconds)):
+                if time.monotonic() >= self._ends_at:
+                    log.error("the step is given up: it is far past its time limit")
+                    return
                 self._look()
         except Exception as error:  # noqa: BLE001 - raised by check() where it is seen
             self._bug = error

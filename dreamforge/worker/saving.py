@@ -15,6 +15,7 @@ from typing import Self
 
 from dreamforge import __version__
 from dreamforge.blobs import Blobs
+from dreamforge.errors import LeaseLost, StorageUnavailable
 from dreamforge.images.encode import encode_png
 from dreamforge.images.metadata import GenerationParameters
 from dreamforge.jobs.frames import ItemDrawn
@@ -95,8 +96,10 @@ class ImageSaver:
             height=drawn.height,
             text={"parameters": parameters.parameters_text(), "dreamforge": parameters.dreamforge_json()},
         )
+        # One that was replaced while it stood still does not know it yet.
+        self._attempt.require_lease()
         self._blobs.put(name.key, data, content_type="image/png")
-        self._attempt.publish(
+        self._publish(
             NewArtifact(
                 id=self._new_id(),
                 item_index=drawn.item_index,
@@ -111,6 +114,15 @@ class ImageSaver:
                 timings={**drawn.timings, "save": round(time.monotonic() - began, 4)},
             )
         )
+
+    def _publish(self, new: NewArtifact) -> None:
+        try:
+            self._attempt.publish(new)
+        except LeaseLost:
+            # Nothing will lead to it: its row is not to be.
+            with contextlib.suppress(StorageUnavailable):
+                self._blobs.remove([new.s3_key])
+            raise
 
     def _name(self, drawn: ItemDrawn, origin: Origin) -> ImageName:
         return ImageName(

@@ -4,6 +4,7 @@ import contextlib
 import io
 import threading
 import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from dreamforge.store.attempts import AttemptStore
 from dreamforge.store.claims import Claim
 from dreamforge.store.endings import EndingStore
 from dreamforge.store.jobs import NewJob
+from dreamforge.worker.child import RUNNER
 from dreamforge.worker.gpu import NoGpu
 from dreamforge.worker.memory import MemoryWatch
 from dreamforge.worker.supervisor import Limits, Node, Supervisor
@@ -44,7 +46,15 @@ class Bench:
         return new
 
     def supervise(
-        self, claimed: Claim, *, step_timeout: float = 120.0, database_grace: float = 30.0, engine: Engine | None = None
+        self,
+        claimed: Claim,
+        *,
+        engine: Engine | None = None,
+        runner: Sequence[str] = RUNNER,
+        step_timeout: float = 120.0,
+        stall: float = 60.0,
+        cancel_grace: float = 10.0,
+        database_grace: float = 30.0,
     ) -> Outcome:
         attempt = AttemptStore(engine=engine or self.engine, fence=claimed.fence)
         return Supervisor(
@@ -52,8 +62,16 @@ class Bench:
             fence=claimed.fence,
             blobs=self.store.blobs(),
             memory=MemoryWatch(gpu=NoGpu(reason="this is a test"), settle_seconds=1, tolerance_mib=64),
-            node=Node(name="here", locks_folder=self.folder, environment=inherited_environment()),
-            limits=Limits(lease=5, lease_renew=0.2, step=step_timeout, database_grace=database_grace),
+            node=Node(name="here", locks_folder=self.folder, environment=inherited_environment(), runner=runner),
+            limits=Limits(
+                lease=5,
+                lease_renew=0.2,
+                step=step_timeout,
+                step_item=0,
+                stall=stall,
+                cancel_grace=cancel_grace,
+                database_grace=database_grace,
+            ),
             new_id=uuid7,
             now=lambda: datetime.now(UTC),
         ).run()

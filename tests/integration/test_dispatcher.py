@@ -1,12 +1,16 @@
 """The dispatcher over a real Ray, Postgres and Valkey; only the supervisor's work is played, in real Ray tasks."""
 
 import os
+import signal
+import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from typing import Any
 
+import psutil
 import pytest
 import ray
 from ray import ObjectRef
@@ -17,13 +21,16 @@ from dreamforge.dispatch.cluster import GpuNode, gpu_nodes
 from dreamforge.dispatch.dispatcher import Dispatcher, DispatcherTimes
 from dreamforge.dispatch.flight import FlightTimes
 from dreamforge.jobs.job import JobStatus, Lane, StepStatus
+from dreamforge.jobs.retry import RetryPolicy
 from dreamforge.queue import Ticket, TicketQueue, connect
-from dreamforge.store.claims import Claim
+from dreamforge.store.claims import Claim, ClaimStore, Whereabouts
+from dreamforge.store.endings import RetryRules
 from dreamforge.store.engine import open_engine
+from dreamforge.store.fence import Fence
 from dreamforge.store.jobs import JobRecord, NewJob
 from dreamforge.store.models import NewModel
 from tests.integration.factories import Jobs, a_job, a_model
-from tests.running_stack import wait_for
+from tests.running_stack import lives, wait_for
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("cluster")]
 
@@ -63,14 +70,22 @@ def _play(behaviour: str, database_url: str, order: dict[str, Any]) -> None:
     engine = open_engine(database_url, application="played", pool_size=1)
     attempt = AttemptStore(engine=engine, fence=Fence(**order))
     call = attempt.load_call()
-    attempt.start(StepStarted(step=call.step, attempt=order["attempt"], node="played"), metadata={"pid": os.getpid()})
+    metadata = {"node_id": None, "supervisor_pid": os.getpid()}
+    attempt.arrive(metadata)
+    if behaviour == "stand still before it begins":
+        os.kill(os.getpid(), signal.SIGSTOP)
+    if behaviour == "begin slowly and take its time":
+        time.sleep(2)
+    attempt.start(StepStarted(step=call.step, attempt=order["attempt"], node="played"), metadata=metadata)
+    if behaviour == "stand still":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if behaviour == "raise":
         raise ValueError("a secret is in this trace: hunter2")
     if behaviour == "die":
         os._exit(7)
     if behaviour == "lose the database":
         raise DatabaseUnavailable
-    if behaviour in {"hang", "take its time"}:
+    if behaviour in {"hang", "take its time", "begin slowly and take its time"}:
         time.sleep(600 if behaviour == "hang" else 9)
     for item in call.items:
         attempt.publish(
@@ -103,12 +118,22 @@ class Service:
         self.nodes: Callable[[], list[GpuNode]] = lambda: ONE_GPU
         self.new_token: Callable[[], uuid.UUID] = uuid.uuid4
         self.submitted: list[ObjectRef[None]] = []
+        self.killed: list[tuple[Claim, Whereabouts]] = []
         self.refusals = 0
         self.dispatcher: Dispatcher | None = None
         self._database_url = database_url
         self._redis_url = redis_url
 
-    def start(self, behaviour: str = "well", *, drain: float = 5.0, outbox: float = 0.1, **resources: float) -> None:
+    def start(
+        self,
+        behaviour: str = "well",
+        *,
+        drain: float = 5.0,
+        outbox: float = 0.1,
+        renew: float = 60.0,
+        start_timeout: float = 60.0,
+        **resources: float,
+    ) -> None:
         task = ray.remote(num_gpus=1, num_cpus=0, max_calls=1, max_retries=0, resources=resources)(_play)
 
         def submit(claim: Claim) -> "ObjectRef[None]":
@@ -124,16 +149,23 @@ class Service:
             engine=self.engine,
             redis_url=self._redis_url,
             submit=submit,
+            kill=self.kill,
             nodes=lambda: self.nodes(),
             times=DispatcherTimes(
-                flight=FlightTimes(lease=30, lease_renew=60, start_timeout=60),
+                flight=FlightTimes(lease=30, lease_renew=renew, start_timeout=start_timeout),
                 heartbeat=0.1,
                 outbox=outbox,
                 drain=drain,
             ),
+            rules=RetryRules(policy=RetryPolicy(first_pause=0.05)),
             new_token=lambda: self.new_token(),
         )
         self.dispatcher.start()
+
+    def kill(self, claim: Claim, whereabouts: Whereabouts | None) -> None:
+        assert whereabouts is not None
+        self.killed.append((claim, whereabouts))
+        os.kill(whereabouts.pid, signal.SIGKILL)
 
     def stop(self) -> None:
         if self.dispatcher is not None:
@@ -208,9 +240,64 @@ def test_a_job_that_nothing_can_place_fails_in_its_time_and_the_next_one_runs(se
     assert record.job.status == JobStatus.FAILED
     assert record.job.error_json is not None
     assert record.job.error_json["code"] == "no_capacity"
-    assert record.job.error_json["details"] == {"asked_for": {"GPU": 1}}
+    assert record.job.error_json["details"] == {"asked_for": {"GPU": 1}, "cluster": {"GPU": 1, "nodes": 1}}
     assert service.dispatcher is not None
     service.dispatcher.check()
+
+
+def test_a_job_that_named_no_time_waits_for_as_long_as_there_is_a_gpu_that_may_be_its(service: Service) -> None:
+    service.start(nowhere=1, start_timeout=0.5, renew=0.2)
+    new = service.submit()
+    wait_for(lambda: service.status(new) == JobStatus.RUNNING, what="the claim")
+    with pytest.raises(AssertionError, match="did not come about"):
+        wait_for(lambda: service.status(new) != JobStatus.RUNNING, seconds=3)
+
+    is_back = threading.Event()
+
+    def hang() -> list[GpuNode]:
+        # As Ray does while its GCS is away.
+        is_back.wait(60)
+        return []
+
+    service.nodes = hang
+    with pytest.raises(AssertionError, match="did not come about"):
+        wait_for(lambda: service.status(new) != JobStatus.RUNNING, seconds=2)
+    is_back.set()
+    error = service.ended(new).job.error_json
+    assert error is not None
+    assert (error["code"], error["message"]) == ("no_capacity", "The cluster has no GPU.")
+    assert error["details"] == {"asked_for": {"GPU": 1}, "cluster": {"GPU": 0, "nodes": 0}}
+
+
+def test_a_process_that_stands_still_before_it_has_begun_is_ended(service: Service) -> None:
+    service.start("stand still before it begins", start_timeout=3, renew=0.3)
+    new = service.submit()
+    wait_for(lambda: service.killed, seconds=60, what="the end of the process")
+    wait_for(lambda: len(service.killed) == 3, seconds=60, what="the end of the others")
+    error = service.ended(new).job.error_json
+    assert error is not None
+    assert (error["code"], error["details"]["last"]["code"]) == ("attempts_exhausted", "runner_stalled")
+    assert {lives_no_more(whereabouts.pid) for _, whereabouts in service.killed} == {True}
+
+
+def lives_no_more(pid: int) -> bool:
+    try:
+        process = psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return True
+    wait_for(lambda: not lives(process), what="its end")
+    return True
+
+
+def test_one_that_has_waited_for_long_may_take_as_long_as_any_other_to_begin(service: Service) -> None:
+    service.nodes = lambda: [replace(ONE_GPU[0], gpus=2)]
+    service.start("begin slowly and take its time", start_timeout=4, renew=0.3)
+    jobs = [service.submit() for _ in range(3)]
+    for new in jobs:
+        record = service.ended(new)
+        assert (record.job.status, record.steps[0].attempt) == (JobStatus.SUCCEEDED, 1), record.job.error_json
+    starts = [started for new in jobs if (started := service.find(new).steps[0].started_at)]
+    assert max(starts) - min(starts) > timedelta(seconds=4), "the third has waited for longer than a process may stall"
 
 
 def test_a_step_that_began_in_time_may_take_its_time(service: Service) -> None:
@@ -229,27 +316,35 @@ def test_a_slot_that_dies_leaves_its_step_to_the_others(service: Service) -> Non
     record = service.ended(service.submit())
     assert (record.job.status, record.steps[0].attempt) == (JobStatus.SUCCEEDED, 2)
     rescued = [event.payload for event in service.jobs.events(record.job.id) if event.code == "step.rescued"]
-    assert [payload["reason"] for payload in rescued] == ["dispatcher_failed"]
+    assert [payload["reason"] for payload in rescued] == ["node_lost"]
+    assert record.steps[0].rescues == 0, "a new image has set it back"
     wait_for(lambda: _is_unhealthy(service, "slot"), what="the finding")
 
 
 @pytest.mark.parametrize(
-    ("behaviour", "code"),
-    [("raise", "internal"), ("lose the database", "database_unavailable"), ("die", "runner_crashed")],
+    ("behaviour", "codes", "attempts"),
+    [
+        ("raise", ["internal"], 1),
+        ("lose the database", ["attempts_exhausted", "database_unavailable"], 3),
+        ("die", ["poison", "runner_crashed"], 3),
+    ],
 )
 def test_a_supervisor_that_ends_without_a_report_fails_its_own_step_only(
-    service: Service, behaviour: str, code: str
+    service: Service, behaviour: str, codes: list[str], attempts: int
 ) -> None:
     service.start(behaviour)
     jobs = [service.submit(), service.submit()]
     for new in jobs:
         record = service.ended(new)
-        assert record.job.status == JobStatus.FAILED
+        assert (record.job.status, record.steps[0].attempt) == (JobStatus.FAILED, attempts)
         error = record.job.error_json
         assert error is not None
-        assert error["code"] == record.steps[0].error_json["code"] == code  # pyright: ignore[reportOptionalSubscript] - it is there
+        assert error == record.steps[0].error_json
+        assert [error["code"], *([error["details"]["last"]["code"]] if codes[1:] else [])] == codes
         assert "hunter2" not in str(error)
-        assert [event.code for event in service.jobs.events(new.id)][-2:] == ["step.failed", "job.failed"]
+        told = [event.code for event in service.jobs.events(new.id)]
+        assert told[-2:] == ["step.failed", "job.failed"]
+        assert told.count("step.retrying") == attempts - 1
 
 
 def test_a_supervisor_that_dies_after_its_report_has_succeeded(service: Service) -> None:
@@ -269,6 +364,32 @@ def test_a_step_that_was_taken_away_is_left_alone(service: Service) -> None:
     assert service.status(new) == JobStatus.RUNNING
     assert service.dispatcher is not None
     service.dispatcher.check()
+
+
+@pytest.mark.parametrize("behaviour", ["hang", "stand still"])
+def test_the_process_of_an_attempt_that_was_replaced_is_ended(
+    service: Service, behaviour: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known: list[Whereabouts] = []
+    ask = ClaimStore.whereabouts
+
+    def note(self: ClaimStore, fence: Fence) -> Whereabouts | None:
+        whereabouts = ask(self, fence)
+        known.extend([whereabouts] if whereabouts else [])
+        return whereabouts
+
+    monkeypatch.setattr(ClaimStore, "whereabouts", note)
+    service.start(behaviour, renew=0.5)
+    new = service.submit()
+    wait_for(lambda: service.find(new).steps[0].started_at, what="the start")
+    wait_for(lambda: known, what="the slot's knowledge of where that is")
+    process = psutil.Process(known[0].pid)
+    with service.engine.begin() as connection:
+        connection.execute(text("UPDATE steps SET lease_token = gen_random_uuid() WHERE job_id = :id"), {"id": new.id})
+    wait_for(lambda: not lives(process), seconds=30, what="its end")
+    # Ray ends what still listens.
+    assert [whereabouts.pid for _, whereabouts in service.killed] == ([process.pid] if behaviour != "hang" else [])
+    assert service.status(new) == JobStatus.RUNNING, "nothing is written of it"
 
 
 def test_leaving_it_puts_back_what_it_cannot_wait_for_and_the_next_one_finishes_it(service: Service) -> None:

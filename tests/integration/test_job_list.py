@@ -271,4 +271,4 @@ def test_the_routes_are_described(client: TestClient) -> None:
     assert set(listing["responses"]) == {"200", "400", "403", "408", "422", "500", "503"}
     assert set(cancel["responses"]) >= {"200", "202", "404", "503"}
     names = {parameter["name"] for parameter in listing["parameters"]}
-    assert names == {"status", "type", "model_id", "created_after", "created_before", "limit", "cursor"}
+    assert names == {"status", "type", "error_code", "model_id", "created_after", "created_before", "limit", "cursor"}

@@ -90,7 +90,7 @@ def test_a_step_that_was_put_back_stands_before_those_behind_it(engine: Engine, 
         jobs.submit(new)
     fence = claimed(engine).fence
     assert _position(jobs, second.id) == 1
-    ClaimStore(engine=engine).put_back(fence, reason="dispatcher_stopped")
+    ClaimStore(engine=engine).put_back(fence)
     assert _position(jobs, second.id) == 2
     assert _position(jobs, first.id) is None, "it is running, as far as its client is told"
 

@@ -114,7 +114,7 @@ def test_what_is_left_of_the_first_attempt_writes_nothing_more(engine: Engine, j
     new = a_job(model, count=2)
     jobs.submit(new)
     fence = claimed(engine).fence
-    EndingStore(engine=engine).finalize(fence, lost=Failure("node_lost", "gone"))
+    EndingStore(engine=engine).finalize(fence, lost=Failure("internal", "gone"))
     jobs.retry(new.id)
     old = AttemptStore(engine=engine, fence=fence)
     for write in (lambda: old.publish(an_artifact(0)), lambda: EndingStore(engine=engine).finalize(fence)):
@@ -135,7 +135,7 @@ def test_steps_behind_the_first_wait_for_it_again(engine: Engine, jobs: Jobs, mo
                 ),
                 {"job": new.id, "name": name, "position": position},
             )
-    EndingStore(engine=engine).finalize(claimed(engine).fence)
+    EndingStore(engine=engine).finalize(claimed(engine).fence, lost=Failure("internal", "gone"))
     assert [step["status"] for step in _steps(engine, new)] == ["failed", "cancelled", "cancelled"]
     jobs.retry(new.id)
     assert [step["status"] for step in _steps(engine, new)] == ["queued", "waiting", "waiting"]

@@ -29,6 +29,7 @@ from dreamforge.jobs.frames import (
     Ready,
     StepDone,
     StepFailed,
+    Stop,
 )
 from dreamforge.jobs.progress import Stage, item_progress
 from dreamforge.jobs.schedulers import SCHEDULERS
@@ -273,9 +274,9 @@ def test_what_nobody_foresaw_is_internal_and_its_trace_goes_to_the_output(tiny_m
     with _conversation(tiny_model, scheduler="no such one\n" * 500) as talk:
         talk.until(ModelLoaded)
         talk.runner.channel.send(BeginItem(item_index=0, seed=1))
-        # A second credit is on its way when the report comes: it is passed over.
-        talk.runner.channel.send(BeginItem(item_index=1, seed=2))
         failed = talk.until(StepFailed)
+        # A stop was on its way when the report came: it is passed over.
+        talk.runner.channel.send(Stop())
         talk.acknowledge()
         assert talk.runner.wait(PATIENCE) == 1
         talk.runner.stop(0)

@@ -104,7 +104,7 @@ def test_a_step_goes_from_claim_to_success(engine: Engine, jobs: Jobs) -> None:
     record = jobs.find(new.id)
     assert (record.job.status, record.job.progress, record.job.items_done) == ("succeeded", 1.0, 2)
     assert record.job.finished_at is not None
-    assert record.steps[0].metadata_json == {"node": "n", "memory": {}}
+    assert record.steps[0].metadata_json == {"node": "n", "memory": {}, "attempt": 1}
     events = jobs.events(new.id)
     assert [event.seq for event in events] == list(range(1, len(events) + 1))
     assert [event.code for event in events[-2:]] == ["step.succeeded", "job.succeeded"]
@@ -163,7 +163,7 @@ def test_a_replaced_attempt_writes_nothing(engine: Engine, jobs: Jobs) -> None:
             lambda attempt=attempt: attempt.report(Outcome(), metadata={}),
             lambda attempt=attempt: attempt.renew(lease_seconds=30),
             lambda stale=stale: EndingStore(engine=engine).finalize(stale),
-            lambda stale=stale: ClaimStore(engine=engine).put_back(stale, reason="x"),
+            lambda stale=stale: ClaimStore(engine=engine).put_back(stale),
         )
         for write in writes:
             with pytest.raises(LeaseLost):
@@ -180,7 +180,7 @@ def test_a_step_that_was_put_back_goes_on_where_it_was(engine: Engine, jobs: Job
     attempt.begin_item(ItemStarted(item_index=0, seed=11))
     attempt.publish(an_artifact(0))
     attempt.begin_item(ItemStarted(item_index=1, seed=12))
-    ClaimStore(engine=engine).put_back(first, reason="dispatcher_stopped")
+    ClaimStore(engine=engine).put_back(first)
     second = claimed(engine).fence
     assert second.attempt == 2
     call = AttemptStore(engine=engine, fence=second).load_call()

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 
 from dreamforge.errors import DatabaseUnavailable
+from dreamforge.jobs.retry import Budget
 from dreamforge.store.endings import EndingStore
 from dreamforge.store.engine import open_engine
 from tests.integration.bench import Bench, runner_of_this_process, wait_for_savers
@@ -91,7 +92,9 @@ def test_a_short_absence_of_the_database_does_not_hide_how_the_attempt_ended(ben
     assert outcome.failure is not None
     assert outcome.failure.code == "database_unavailable"
     assert 1 <= len(bench.artifacts(new.id)) < 50
-    assert EndingStore(engine=bench.engine).finalize(claimed.fence).failure == outcome.failure
+    retry = EndingStore(engine=bench.engine).finalize(claimed.fence).retry
+    assert retry is not None
+    assert (retry.budget, retry.failure) == (Budget.FAILURES, outcome.failure)
 
 
 def test_a_database_that_stays_away_ends_the_attempt_without_a_report_or_a_runner(bench: Bench) -> None:

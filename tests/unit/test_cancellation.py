@@ -4,7 +4,9 @@ import pytest
 
 from dreamforge.jobs.cancellation import CancelAnswer, decide_cancel, job_after
 from dreamforge.jobs.job import JOB_TRANSITIONS, JobStatus, StepStatus
-from dreamforge.jobs.outcome import TRANSIENT_CODES, Failure, Outcome, decide
+from dreamforge.jobs.outcome import Failure, Outcome
+from dreamforge.jobs.retry import TRANSIENT_CODES
+from dreamforge.jobs.verdict import Circumstances, decide
 
 
 @pytest.mark.parametrize(
@@ -64,21 +66,21 @@ def test_a_step_that_goes_on_decides_nothing(step: StepStatus) -> None:
 
 @pytest.mark.parametrize("code", ["cancelled", *sorted(TRANSIENT_CODES)])
 def test_what_would_have_been_tried_again_is_cancelled_instead(code: str) -> None:
-    verdict = decide(Outcome(Failure(code, "it ended")), items_missing=1, cancel_requested=True)
+    verdict = decide(Outcome(Failure(code, "it ended")), Circumstances(1, cancel_requested=True))
     assert (verdict.status, verdict.failure) == (StepStatus.CANCELLED, None)
 
 
 def test_a_step_that_vanished_while_cancelling_is_cancelled() -> None:
-    assert decide(None, items_missing=1, cancel_requested=True).status is StepStatus.CANCELLED
+    assert decide(None, Circumstances(1, cancel_requested=True)).status is StepStatus.CANCELLED
 
 
 @pytest.mark.parametrize("code", ["oom", "model_corrupt", "runner_timeout", "internal"])
 def test_a_step_that_failed_for_good_first_has_failed(code: str) -> None:
     failure = Failure(code, "it failed")
-    verdict = decide(Outcome(failure), items_missing=1, cancel_requested=True)
+    verdict = decide(Outcome(failure), Circumstances(1, cancel_requested=True))
     assert (verdict.status, verdict.failure) == (StepStatus.FAILED, failure)
 
 
 def test_a_step_with_all_its_images_has_succeeded_even_so() -> None:
     outcome = Outcome(Failure("cancelled", "stopped"))
-    assert decide(outcome, items_missing=0, cancel_requested=True).status is StepStatus.SUCCEEDED
+    assert decide(outcome, Circumstances(0, cancel_requested=True)).status is StepStatus.SUCCEEDED

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from dreamforge.errors import NodeError
 from dreamforge.jobs.channel import ChannelClosed, FrameChannel
 from dreamforge.jobs.frames import BeginItem, Log
 from dreamforge.worker import child
@@ -171,10 +172,11 @@ def test_stopping_twice_signals_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_program_that_is_not_there_leaves_nothing_open() -> None:
     before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - the kernel's list, as it is
     with (
-        pytest.raises(FileNotFoundError),
+        pytest.raises(NodeError) as caught,
         RunnerProcess(environment=ENVIRONMENT, command=("/nowhere/to/be/found",)),
     ):
         pytest.fail("it was started")
+    assert caught.value.details == {"errno": "ENOENT"}
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208 - as above
 
 

@@ -256,6 +256,34 @@ def test_a_large_image_passes_while_both_sides_work(ends: tuple[FrameChannel, so
     sender.join()
 
 
+def test_what_nobody_reads_is_not_sent_for_ever() -> None:
+    ours, theirs = socket.socketpair()
+    with FrameChannel(ours, send_timeout=0.3) as channel, theirs:
+        line = Log(level="info", message="x" * 100_000)
+        with pytest.raises(ChannelClosed):
+            all(channel.send(line) is None for _ in range(100))
+        # What has gone is still whole, up to where it stops.
+        assert isinstance(FrameChannel(theirs).receive(timeout=5), Log)
+
+
+def test_details_nested_without_end_are_no_frame() -> None:
+    details: dict[str, Any] = {}
+    for _ in range(20):
+        details = {"in": details}
+    header = json.dumps(
+        {
+            "type": "step_failed",
+            "code": "oom",
+            "message": "",
+            "details": details,
+            "suggestions": [],
+            "peak_memory": None,
+        }
+    )
+    with pytest.raises(FrameError):
+        frames.decode(header.encode(), b"")
+
+
 def test_many_threads_send_and_no_frame_is_torn(ends: tuple[FrameChannel, socket.socket]) -> None:
     channel, theirs = ends
     other = FrameChannel(theirs)

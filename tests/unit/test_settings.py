@@ -35,6 +35,19 @@ def test_a_wrong_value_names_its_setting(monkeypatch: pytest.MonkeyPatch, name: 
     assert name.removeprefix("DREAMFORGE_").lower() in str(caught.value)
 
 
+@pytest.mark.parametrize(("lease", "renew", "is_taken"), [("30", "10", True), ("30", "11", False), ("inf", "1", False)])
+def test_a_lease_is_renewed_twice_before_it_runs_out(
+    monkeypatch: pytest.MonkeyPatch, lease: str, renew: str, is_taken: bool
+) -> None:
+    monkeypatch.setenv("DREAMFORGE_LEASE_SECONDS", lease)
+    monkeypatch.setenv("DREAMFORGE_LEASE_RENEW_SECONDS", renew)
+    if is_taken:
+        assert settings.load().lease_renew_seconds == float(renew)
+        return
+    with pytest.raises(ValidationError, match=r"(?i)lease_"):
+        settings.load()
+
+
 @pytest.mark.parametrize(
     "url",
     [

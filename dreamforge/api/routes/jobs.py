@@ -43,6 +43,10 @@ Limit = Annotated[int, Query(ge=1, le=200, description="Most items of a page.")]
 Cursor = Annotated[str | None, Query(description="`next_cursor` of the page before.")]
 # Postgres knows no NUL in a text.
 StorableText = Annotated[str, StringConstraints(min_length=1, max_length=200, pattern=r"^[^\x00]*$")]
+ErrorCodes = Annotated[
+    list[StorableText] | None,
+    Query(max_length=20, description="Only what failed with one of these.", examples=[["attempts_exhausted"]]),
+]
 ModelReference = Annotated[
     StorableText | None, Query(description="An id, a name, or name@version.", examples=["sdxl-tiny"])
 ]
@@ -112,6 +116,7 @@ async def list_jobs(
     state: State,
     status: Annotated[list[JobStatus] | None, Query(max_length=20, description="Repeat it for several.")] = None,
     type: Annotated[JobType | None, Query()] = None,
+    error_code: ErrorCodes = None,
     model_id: ModelReference = None,
     created_after: Time = None,
     created_before: Time = None,
@@ -122,6 +127,7 @@ async def list_jobs(
     async with in_time():
         wanted = JobFilter(
             statuses=tuple(status or ()),
+            error_codes=tuple(error_code or ()),
             type=type,
             model_ids=await known_models(model_id, state) if model_id else (),
             created_after=created_after,
