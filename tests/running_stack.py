@@ -15,8 +15,10 @@ from urllib.parse import quote
 import psutil
 
 from dreamforge.embedded.ports import free_port
-from dreamforge.embedded.ray_head import ray_folder
+from dreamforge.embedded.ray_head import authorization, ray_folder
+from dreamforge.embedded.serve import load_config
 from tests.service import Service, wait_for
+from tests.web import web
 
 __all__ = ["DREAMFORGE", "RunningStack", "command_of", "lives", "wait_for"]
 
@@ -161,6 +163,15 @@ class RunningStack(Service):
         """Its embedded PostgreSQL's."""
         password = (self.data_dir / "secrets" / "postgres_password").read_text().strip()
         return f"postgresql://dreamforge:{quote(password)}@127.0.0.1:{self.ports['POSTGRES_PORT']}/dreamforge"
+
+    def deploy_again(self, **changes: dict[str, Any]) -> None:
+        """What `serve deploy` does, with other arguments for some applications."""
+        config = load_config(host="127.0.0.1", port=self.ports["PORT"])
+        for application in config["applications"]:
+            application["args"] |= changes.get(application["name"], {})
+        token = (self.data_dir / "secrets" / "ray_token").read_text().strip()
+        url = f"{self.state()['dashboard']}/api/serve/applications/"
+        web.put(url, json=config, headers=authorization(token), timeout=60).raise_for_status()
 
     def state(self) -> dict[str, Any]:
         """What it wrote about itself."""

@@ -138,7 +138,10 @@ def test_the_dashboard_shows_a_readable_task_and_asks_for_the_token(stack: Runni
         answer = web.get(url, headers={"Authorization": f"Bearer {token}"}, timeout=20).raise_for_status()
         return answer.json()["data"]["result"]["result"]
 
-    wait_for(lambda: [task for task in tasks() if task["name"] == f"generate {job['id']}"], what="the task's name")
+    wait_for(
+        lambda: [task for task in tasks() if task["name"] == f"generate {job['id']} (attempt 1)"],
+        what="the task's name",
+    )
     shown = json.dumps(tasks())
     secrets = [path.read_text().strip() for path in (stack.data_dir / "secrets").iterdir()]
     assert len(secrets) == 4

@@ -16,8 +16,6 @@ import pytest
 
 from dreamforge.api.schemas import StreamEvent
 from dreamforge.client import Client
-from dreamforge.embedded.ray_head import authorization
-from dreamforge.embedded.serve import load_config
 from tests.relay import Relay
 from tests.running_stack import RunningStack, lives, wait_for
 from tests.web import web
@@ -59,14 +57,6 @@ def _ports(process: psutil.Process) -> set[int]:
     """On which it listens."""
     connections = process.net_connections("tcp")
     return {connection.laddr.port for connection in connections if connection.status == psutil.CONN_LISTEN}
-
-
-def _deploy_again(stack: RunningStack, *, max_ongoing_requests: int) -> None:
-    config = load_config(host="127.0.0.1", port=stack.ports["PORT"])
-    config["applications"][0]["args"]["max_ongoing_requests"] = max_ongoing_requests
-    token = (stack.data_dir / "secrets" / "ray_token").read_text().strip()
-    url = f"{stack.state()['dashboard']}/api/serve/applications/"
-    web.put(url, json=config, headers=authorization(token), timeout=60).raise_for_status()
 
 
 def test_every_route_speaks_http(stack: RunningStack) -> None:
@@ -126,7 +116,7 @@ def test_a_reader_that_is_cut_off_fifty_times_has_every_event_once(stack: Runnin
         wait_for(lambda: source not in relay.sources, what="the connection's end with its replica")
         _cut_off(relay, torn, until=CUTS * 2 // 3)
         former = stack.replicas("api:Api")
-        _deploy_again(stack, max_ongoing_requests=3999)
+        stack.deploy_again(api={"max_ongoing_requests": 3999})
         _cut_off(relay, torn, until=CUTS)
         wait_for(lambda: not any(lives(replica) for replica in former), what="the end of the former replicas")
         torn.heard_on(relay)
