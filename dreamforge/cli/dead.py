@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +12,7 @@ from dreamforge.api.schemas import Job
 from dreamforge.cli.configuration import tell_trouble
 from dreamforge.cli.event_line import event_line
 from dreamforge.cli.jobs import show as show_job
-from dreamforge.cli.service import JobIdArgument, JsonOption, UrlOption, print_json, service, stdout_console
+from dreamforge.cli.service import JobIdArgument, JsonOption, UrlOption, first, print_json, service, stdout_console
 from dreamforge.cli.wording import age, shortened
 from dreamforge.client import ApiError, Client
 from dreamforge.jobs.events import EventCode
@@ -40,8 +39,8 @@ def list_dead(
 ) -> None:
     """List dead letters, newest first."""
     with service(url) as client:
-        found = list(islice(_dead(client), limit + 1))
-    shown, more = found[:limit], len(found) > limit
+        # One more than asked for tells whether there are more.
+        shown, more = first(_dead(client, page_size=min(limit + 1, _LARGEST_PAGE)), limit)
     if as_json:
         print_json({"items": shown})
         return
@@ -121,8 +120,8 @@ def _retry(client: Client, job_id: str) -> Job | None:
     return None
 
 
-def _dead(client: Client) -> Iterator[Job]:
-    return client.list(status=[JobStatus.FAILED], error_code=sorted(DEAD_LETTER_CODES), page_size=_LARGEST_PAGE)
+def _dead(client: Client, *, page_size: int = _LARGEST_PAGE) -> Iterator[Job]:
+    return client.list(status=[JobStatus.FAILED], error_code=sorted(DEAD_LETTER_CODES), page_size=page_size)
 
 
 def _why_not_dead(job: Job) -> str | None:

@@ -2,7 +2,6 @@
 
 import sys
 from datetime import UTC, datetime
-from itertools import islice
 from typing import Annotated
 
 import typer
@@ -15,7 +14,7 @@ from dreamforge.cli.configuration import tell_trouble
 from dreamforge.cli.event_line import event_line
 from dreamforge.cli.job_progress import job_progress
 from dreamforge.cli.job_view import STYLES, show_job
-from dreamforge.cli.service import JobIdArgument, JsonOption, UrlOption, print_json, service, stdout_console
+from dreamforge.cli.service import JobIdArgument, JsonOption, UrlOption, first, print_json, service, stdout_console
 from dreamforge.cli.wording import age, images, job_error, shortened
 from dreamforge.client import Client
 from dreamforge.client.flows import OVER
@@ -44,8 +43,7 @@ def list_jobs(
     with service(url) as client:
         # One more than asked for tells whether there are more.
         page_size = min(limit + 1, _LARGEST_PAGE)
-        found = list(islice(client.list(status=status or (), page_size=page_size), limit + 1))
-    shown, more = found[:limit], len(found) > limit
+        shown, more = first(client.list(status=status or (), page_size=page_size), limit)
     if as_json:
         print_json({"items": shown})
         return

@@ -1,9 +1,10 @@
 """The service as commands reach it: its address, a client, and trouble told in one sentence."""
 
 import sys
-from collections.abc import Generator
+from collections.abc import Generator, Iterable
 from contextlib import contextmanager
-from typing import Annotated, Any
+from itertools import islice
+from typing import Annotated, Any, TypeVar
 
 import typer
 from pydantic import BaseModel
@@ -15,6 +16,8 @@ from dreamforge.client import Client
 
 EXIT_INTERRUPTED = 130
 _UNLIMITED = 10_000
+
+Item = TypeVar("Item")
 
 UrlOption = Annotated[
     str | None,
@@ -39,6 +42,12 @@ def service(url: str | None) -> Generator[Client]:
 def stdout_console() -> Console:
     """Standard output; where it is no terminal lines are as long as they are."""
     return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _UNLIMITED)
+
+
+def first(found: Iterable[Item], limit: int) -> tuple[list[Item], bool]:
+    """The first items, ``limit`` at most, and whether there are more."""
+    items = list(islice(found, limit + 1))
+    return items[:limit], len(items) > limit
 
 
 def print_json(value: BaseModel | dict[str, Any]) -> None:

@@ -124,11 +124,11 @@ def _prepare_to_die(place: str, number: int) -> None:
         return found if found is None else dying()
 
     if place == AFTER_POP:
-        Slot._on_ticket = dying  # type: ignore[method-assign]
+        Slot._on_ticket = dying  # type: ignore[method-assign] - it dies there
     if place == AFTER_REGISTRATION:
-        ClaimStore.claim = claim_and_die  # type: ignore[method-assign]
+        ClaimStore.claim = claim_and_die  # type: ignore[method-assign] - it dies there
     if place == BEFORE_ACKNOWLEDGEMENT:
-        EndingStore.finalize = dying  # type: ignore[method-assign]
+        EndingStore.finalize = dying  # type: ignore[method-assign] - it dies there
 
 
 def _main(database_url: str, redis_url: str, address: str, place: str = "", number: str = "0") -> None:

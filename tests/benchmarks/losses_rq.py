@@ -103,11 +103,11 @@ def _prepare_to_die(place: str, number: int) -> None:
         return execution
 
     if place == AFTER_POP:
-        Queue.dequeue_any = classmethod(dequeue_and_die)  # type: ignore[assignment]
+        Queue.dequeue_any = classmethod(dequeue_and_die)  # type: ignore[assignment] - it dies there
     if place == AFTER_REGISTRATION:
-        Worker.prepare_execution = prepare_and_die  # type: ignore[method-assign]
+        Worker.prepare_execution = prepare_and_die  # type: ignore[method-assign] - it dies there
     if place == BEFORE_ACKNOWLEDGEMENT:
-        Worker.handle_job_success = lambda *_, **__: _kill_both()  # type: ignore[method-assign]
+        Worker.handle_job_success = lambda *_, **__: _kill_both()  # type: ignore[method-assign] - it dies there
 
 
 def _main(redis_url: str, names: str, place: str = "", number: str = "0") -> None:

@@ -1,5 +1,7 @@
 """Leases that have run out, over a real Postgres."""
 
+from collections.abc import Callable
+
 import pytest
 from sqlalchemy import Connection, Engine, text
 
@@ -53,32 +55,27 @@ def test_a_step_that_cannot_be_ended_is_named_and_can_be_passed_over(
     assert store.rescue_one(skip=[caught.value.step_id]) is None
 
 
-def test_one_that_takes_too_long_to_end_is_one_of_these(
-    engine: Engine, jobs: Jobs, model: NewModel, monkeypatch: pytest.MonkeyPatch
+def _slowly(connection: Connection, *_: object, **__: object) -> None:
+    connection.execute(text("SET LOCAL statement_timeout = 50"))
+    connection.execute(text("SELECT pg_sleep(60)"))
+
+
+def _cut_off(connection: Connection, *_: object, **__: object) -> None:
+    connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
+
+
+@pytest.mark.parametrize(("ending", "error"), [(_slowly, UnendableStep), (_cut_off, DatabaseUnavailable)])
+def test_one_that_takes_too_long_to_end_is_one_of_these_and_an_absence_of_the_database_is_not(
+    engine: Engine,
+    jobs: Jobs,
+    model: NewModel,
+    monkeypatch: pytest.MonkeyPatch,
+    ending: Callable[..., None],
+    error: type[Exception],
 ) -> None:
-    claimed = _claimed(engine, jobs, model)
-    _lapse(engine, claimed, seconds=1)
-
-    def slowly(connection: Connection, *_: object, **__: object) -> None:
-        connection.execute(text("SET LOCAL statement_timeout = 50"))
-        connection.execute(text("SELECT pg_sleep(60)"))
-
-    monkeypatch.setattr("dreamforge.store.rescues.end_attempt", slowly)
-    with pytest.raises(UnendableStep):
-        RescueStore(engine=engine).rescue_one()
-
-
-def test_a_database_that_goes_away_meanwhile_is_not(
-    engine: Engine, jobs: Jobs, model: NewModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    claimed = _claimed(engine, jobs, model)
-    _lapse(engine, claimed, seconds=1)
-
-    def cut_off(connection: Connection, *_: object, **__: object) -> None:
-        connection.execute(text("SELECT pg_terminate_backend(pg_backend_pid())"))
-
-    monkeypatch.setattr("dreamforge.store.rescues.end_attempt", cut_off)
-    with pytest.raises(DatabaseUnavailable):
+    _lapse(engine, _claimed(engine, jobs, model), seconds=1)
+    monkeypatch.setattr("dreamforge.store.rescues.end_attempt", ending)
+    with pytest.raises(error):
         RescueStore(engine=engine).rescue_one()
 
 
