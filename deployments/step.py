@@ -16,15 +16,19 @@ from deployments.resources import database_url, open_blobs
 from dreamforge import settings as environment
 from dreamforge import telemetry
 from dreamforge.dispatch.cluster import gpu_nodes
+from dreamforge.patience import for_seconds, outlast
 from dreamforge.settings import Settings
 from dreamforge.store.attempts import AttemptStore
 from dreamforge.store.claims import Claim, Whereabouts
 from dreamforge.store.engine import open_engine
 from dreamforge.store.fence import Fence
-from dreamforge.store.patience import for_seconds, outlast
+from dreamforge.store.heartbeats import HeartbeatStore
 from dreamforge.worker.gpu import visible_gpu
+from dreamforge.worker.gpu_health import GpuHealth
 from dreamforge.worker.memory import MemoryWatch
-from dreamforge.worker.supervisor import Limits, Node, Supervisor
+from dreamforge.worker.node import Limits, Node
+from dreamforge.worker.strays import is_stranger
+from dreamforge.worker.supervisor import Supervisor
 
 _SUPERVISOR_CONNECTIONS = 3
 """The conversation, the saver and the lease each write."""
@@ -47,7 +51,7 @@ def run_step(order: dict[str, Any]) -> None:
     try:
         # First of all: what comes next asks drivers and file systems, and may not come back.
         outlast(lambda: attempt.arrive(here), may_wait=for_seconds(settings.database_grace))
-        _supervisor(settings, attempt, fence).run()
+        _supervisor(settings, attempt, fence, HeartbeatStore(engine=engine)).run()
     finally:
         engine.dispose()
 
@@ -88,23 +92,30 @@ def _title(claim: Claim) -> str:
     return f"{claim.name} {claim.fence.job_id} (attempt {claim.fence.attempt})"
 
 
-def _supervisor(settings: Settings, attempt: AttemptStore, fence: Fence) -> Supervisor:
+def _supervisor(settings: Settings, attempt: AttemptStore, fence: Fence, heartbeats: HeartbeatStore) -> Supervisor:
     # Ray shows each task its own GPU through this variable; read it here, where the environment is known.
     variables = environment.inherited_environment()
+    node = ray.util.get_node_ip_address()
+    locks = settings.data_dir.absolute() / "locks"
+    memory = MemoryWatch(
+        gpu=visible_gpu(variables.get("CUDA_VISIBLE_DEVICES")),
+        settle_seconds=settings.gpu_settle_seconds,
+        tolerance_mib=settings.gpu_tolerance_mib,
+        is_other=is_stranger,
+    )
     return Supervisor(
         attempt=attempt,
         fence=fence,
         blobs=open_blobs(settings),
-        memory=MemoryWatch(
-            gpu=visible_gpu(variables.get("CUDA_VISIBLE_DEVICES")),
-            settle_seconds=settings.gpu_settle_seconds,
-            tolerance_mib=settings.gpu_tolerance_mib,
-        ),
+        memory=memory,
+        health=GpuHealth(heartbeats=heartbeats, memory=memory, node=node, folder=locks),
         node=Node(
-            name=ray.util.get_node_ip_address(),
+            name=node,
             id=ray.get_runtime_context().get_node_id(),
-            locks_folder=settings.data_dir.absolute() / "locks",
+            locks_folder=locks,
+            spool_folder=settings.data_dir.absolute() / "spool",
             environment=variables,
+            step_memory=settings.step_memory,
         ),
         limits=Limits(
             lease=settings.lease_seconds,
@@ -114,6 +125,7 @@ def _supervisor(settings: Settings, attempt: AttemptStore, fence: Fence) -> Supe
             stall=settings.stall_timeout,
             cancel_grace=settings.cancel_grace,
             database_grace=settings.database_grace,
+            storage_grace=settings.storage_grace,
         ),
         new_id=uuid7,
         now=lambda: datetime.now(UTC),

@@ -5,10 +5,11 @@ import io
 import re
 import threading
 import uuid
-from collections.abc import Generator, Iterable
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import ParseError
 
@@ -24,6 +25,9 @@ MOST_CONNECTIONS = 32
 """Connections that are kept open; who asks for more at a time gets one that is used once."""
 _CONNECT_TIMEOUT = 2.0
 _PING_TIMEOUT = 2.0
+_READ_TIMEOUT = 20.0
+_LEAST_RATE = 128 * 1024
+"""Bytes a second that a store takes at least."""
 _REQUEST_TIMEOUT = 10.0
 """Seconds that a client's request waits for the store's next bytes."""
 
@@ -69,6 +73,21 @@ def _code(error: InvalidResponseError) -> str:
     return f"status {status[1]} and {status[2]}, as no S3 server does" if status else "something that is no S3"
 
 
+class _Connections(urllib3.PoolManager):
+    """Waits for an answer the longer, the more was sent: ``read_timeout`` seconds and its time at the least rate."""
+
+    def __init__(self, *, read_timeout: float) -> None:
+        self._read_timeout = read_timeout
+        super().__init__(retries=False, maxsize=MOST_CONNECTIONS)
+
+    def urlopen(  # pyright: ignore[reportIncompatibleMethodOverride] - it is so in urllib3 itself
+        self, method: str, url: str, redirect: bool = True, **more: Any
+    ) -> BaseHTTPResponse:
+        sent = len(more.get("body") or b"")
+        more["timeout"] = urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=self._read_timeout + sent / _LEAST_RATE)
+        return super().urlopen(method, url, redirect=redirect, **more)
+
+
 def _client(settings: BlobSettings, endpoint: str, *, read_timeout: float) -> Minio:
     parts = urlsplit(endpoint)
     return Minio(
@@ -78,11 +97,7 @@ def _client(settings: BlobSettings, endpoint: str, *, read_timeout: float) -> Mi
         secure=parts.scheme == "https",
         # Without a region the client asks the server for one, even to sign a URL.
         region=settings.region,
-        http_client=urllib3.PoolManager(
-            timeout=urllib3.Timeout(connect=_CONNECT_TIMEOUT, read=read_timeout),
-            retries=False,
-            maxsize=MOST_CONNECTIONS,
-        ),
+        http_client=_Connections(read_timeout=read_timeout),
     )
 
 
@@ -108,10 +123,22 @@ class Blob:
             self._answer.release_conn()
 
 
-class Blobs:
-    """One private bucket. Raises ``StorageUnavailable`` when the store is away or refuses."""
+@dataclass(frozen=True)
+class StoredObject:
+    """What a listing tells of an object; ``changed_at`` by the store's clock."""
 
-    def __init__(self, settings: BlobSettings, *, read_timeout: float = 60.0) -> None:
+    key: str
+    size_bytes: int
+    changed_at: datetime
+
+
+class Blobs:
+    """One private bucket. Raises ``StorageUnavailable`` when the store is away or refuses.
+
+    ``read_timeout``: seconds until an answer begins, besides those that what was sent may take.
+    """
+
+    def __init__(self, settings: BlobSettings, *, read_timeout: float = _READ_TIMEOUT) -> None:
         self._bucket = settings.bucket
         self._region = settings.region
         self._client = _client(settings, settings.endpoint, read_timeout=read_timeout)
@@ -141,6 +168,24 @@ class Blobs:
         with _storage_errors():
             for key in keys:
                 self._asked.remove_object(self._bucket, key)
+
+    def list(self, prefix: str) -> Iterator["StoredObject"]:
+        """Every object whose key begins with ``prefix``, in pages as they are read."""
+        with _storage_errors():
+            for found in self._client.list_objects(self._bucket, prefix=prefix, recursive=True):
+                if found.object_name and not found.is_dir and found.last_modified is not None:
+                    yield StoredObject(found.object_name, int(found.size or 0), found.last_modified)
+
+    def exists(self, key: str) -> bool:
+        """True when there is an object."""
+        with _storage_errors():
+            try:
+                self._asked.stat_object(self._bucket, key)
+            except S3Error as error:
+                if error.code in {"NoSuchKey", "NoSuchObject"}:
+                    return False
+                raise
+        return True
 
     def presign(self, key: str, *, ttl: int, content_type: str, filename: str, begin: datetime | None = None) -> str:
         """A URL that reads the object for ``ttl`` seconds from ``begin`` on, which is now. The store is not asked.

@@ -21,6 +21,7 @@
     ├── StepError                       a step ended badly
     │   ├── ModelCorrupt                model_corrupt
     │   ├── OutOfMemory                 oom
+    │   ├── HostOutOfMemory             host_oom
     │   ├── RunnerCrashed               runner_crashed
     │   ├── RunnerStalled               runner_stalled
     │   ├── RunnerTimeout               runner_timeout
@@ -182,6 +183,12 @@ class RunnerCrashed(StepError):
     """The runner process ended without a report."""
 
     code = "runner_crashed"
+
+
+class HostOutOfMemory(StepError):
+    """The node had too little memory for the step."""
+
+    code = "host_oom"
 
 
 class RunnerStalled(StepError):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 _BARE_ADDRESS = re.compile(r"(?i:https?)://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?/?")
@@ -68,7 +68,7 @@ class Settings(BaseSettings):
     """What that cluster's dashboard asks for, or the file that holds it."""
 
     redis_outage: Literal["accept", "reject"] = "accept"
-    """What POST /v1/jobs does while Redis is away: accept (the job waits in Postgres) or answer 503."""
+    """What POST /v1/jobs does while Redis is away: accept (Postgres has the job, and it runs) or answer 503."""
     max_body: int = Field(default=1_048_576, ge=1024)
     """Bytes of a request body."""
     allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
@@ -116,6 +116,10 @@ class Settings(BaseSettings):
     """Seconds before the second attempt; they double with each, up to two minutes."""
     database_grace: float = Field(default=60.0, ge=0)
     """Seconds a supervisor waits for a database that is away before it gives up what it has to write."""
+    storage_grace: float = Field(default=120.0, ge=0)
+    """Seconds an upload is tried again while the object store is away, before the image is kept on the node's disk."""
+    step_memory: ByteSize | None = Field(default=None, ge=64 * 1024 * 1024)
+    """Memory of the node that a runner may take, as `24GiB`, where cgroups allow a limit; unset: what there is."""
     gpu_settle_seconds: float = Field(default=10.0, ge=0)
     """How long to wait for GPU memory to come back after the runner has gone."""
     gpu_tolerance_mib: int = Field(default=64, ge=0)

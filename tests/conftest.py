@@ -17,6 +17,7 @@ from dreamforge.embedded.ports import free_port
 from dreamforge.embedded.postgres import Postgres
 from dreamforge.embedded.valkey import Valkey
 from dreamforge.store import migrate
+from tests.nvml.fake_nvml import Card, FakeMachine, build, loaded
 from tests.servers import postgres as postgres_of_debian
 from tests.servers import redis as redis_of_debian
 from tests.servers import swift as swift_of_openstack
@@ -213,3 +214,19 @@ def _create(server: Database, name: str, template: str) -> str:
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
         connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
     return server.url(name)
+
+
+@pytest.fixture(scope="session")
+def nvml_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """NVML's stand-in, compiled."""
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+@pytest.fixture
+def nvml(nvml_library: Path, tmp_path: Path) -> Iterator[FakeMachine]:
+    """This process' NVML: a machine with two cards."""
+    machine = FakeMachine(tmp_path / "nvml.state")
+    machine.devices = [Card("GPU-11111111"), Card("GPU-22222222")]
+    machine.write()
+    with loaded(nvml_library, machine):
+        yield machine

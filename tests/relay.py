@@ -21,6 +21,8 @@ class Relay:
         self._pairs: dict[tuple[socket.socket, socket.socket], int] = {}
         self.cut_off = 0
         """How many connections it has cut off so far."""
+        self._lost_answers_to: bytes | None = None
+        self._doomed: set[socket.socket] = set()
         self._lock = threading.Lock()
         self._flows = threading.Event()
         self._flows.set()
@@ -54,6 +56,20 @@ class Relay:
                 self._listener = self._listen(self.port)
 
     @contextlib.contextmanager
+    def leading_to(self, url: str) -> Generator[None]:
+        """In the block another server is behind it, and what was connected is cut off."""
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        assert parts.port is not None
+        before, self._target = self._target, (parts.hostname, parts.port)
+        self._cut()
+        try:
+            yield
+        finally:
+            self._target = before
+            self._cut()
+
+    @contextlib.contextmanager
     def frozen(self) -> Generator[None]:
         """In the block connections are taken and nothing is answered: the server is stopped, or the network is."""
         self._flows.clear()
@@ -61,6 +77,15 @@ class Relay:
             yield
         finally:
             self._flows.set()
+
+    @contextlib.contextmanager
+    def losing_answers(self, to: bytes) -> Generator[None]:
+        """In the block what is asked with these bytes is done, and whoever has asked is cut off before the answer."""
+        self._lost_answers_to = to
+        try:
+            yield
+        finally:
+            self._lost_answers_to = None
 
     @property
     def connections(self) -> int:
@@ -123,6 +148,7 @@ class Relay:
         back.start()
         self._pass_on(client, server, pair)
         back.join()
+        self._doomed.difference_update(pair)
         for one in pair:
             one.close()
         del self._pairs[pair]
@@ -131,6 +157,11 @@ class Relay:
         with contextlib.suppress(OSError):
             while data := one.recv(_CHUNK):
                 self._flows.wait()
+                if one in self._doomed:
+                    self.cut_off += 1
+                    break
+                if self._lost_answers_to is not None and self._lost_answers_to in data and one is pair[0]:
+                    self._doomed.add(other)
                 other.sendall(data)
         self._flows.wait()
         self._end(pair)

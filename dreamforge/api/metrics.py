@@ -51,6 +51,9 @@ class Snapshot:
     totals_age: float
 
 
+_MEMORY_PHASES = {"before": "gpu_mem_used_before", "peak": "peak_gpu_mem_used", "after": "gpu_mem_used_after"}
+
+
 class Metrics:
     """The figures of one replica, each kept for a while. However many ask, one counts.
 
@@ -150,7 +153,10 @@ class _Figures(Collector):
         yield _gauge("dreamforge_jobs", "Stored jobs by status.", ["status"], _by_one(jobs))
         yield _gauge("dreamforge_steps", "Stored steps by lane and status.", ["lane", "status"], steps.items())
         yield from _of_backlog(live.backlog)
-        yield from _of_heartbeats(live.heartbeats, alive_seconds=self._alive_seconds)
+        gpus = [beat for beat in live.heartbeats if beat.kind == "gpu"]
+        others = [beat for beat in live.heartbeats if beat.kind != "gpu"]
+        yield from _of_heartbeats(others, alive_seconds=self._alive_seconds)
+        yield from _of_gpus(gpus)
 
 
 def _of_backlog(backlog: Mapping[Lane, Backlog]) -> Iterator[Metric]:
@@ -185,6 +191,30 @@ def _of_heartbeats(heartbeats: Iterable[Heartbeat], *, alive_seconds: float) -> 
             if of == kind and beat.age_seconds <= alive_seconds
         }
         yield _gauge(name, what, ["node"], found.items())
+
+
+def _of_gpus(heartbeats: Iterable[Heartbeat]) -> Iterator[Metric]:
+    """Of the last step on each GPU of the last hour."""
+    healthy: dict[tuple[str, ...], float] = {}
+    used: dict[tuple[str, ...], float] = {}
+    for beat in heartbeats:
+        place = (beat.node, str(beat.info.get("gpu_uuid")))
+        healthy[place] = float(bool(beat.info.get("is_healthy", True)))
+        for phase, name in _MEMORY_PHASES.items():
+            if (size := beat.info.get(name)) is not None:
+                used[*place, phase] = float(size)
+    yield _gauge(
+        "dreamforge_gpu_healthy",
+        "0 while memory of a step has not come back, and nobody is given the GPU.",
+        ["node", "gpu"],
+        healthy.items(),
+    )
+    yield _gauge(
+        "dreamforge_gpu_memory_bytes",
+        "Memory in use around the last step: before, at its peak (by torch), after.",
+        ["node", "gpu", "phase"],
+        used.items(),
+    )
 
 
 def _by_one(values: Mapping[Any, float]) -> Iterable[tuple[tuple[str], float]]:

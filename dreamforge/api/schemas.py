@@ -28,7 +28,11 @@ class Strict(BaseModel):
 class JobOptions(Strict):
     """How to run the job; times in seconds."""
 
-    oom_policy: Literal["fail"] = Field(default="fail", description="What to do when the GPU has too little memory.")
+    oom_policy: Literal["fail", "degrade"] = Field(
+        default="fail",
+        description="What to do when the GPU has too little memory: fail, or try again with one way after the other "
+        "to save some (VAE tiling, VAE slicing, model offload, sequential offload), each slower.",
+    )
     start_timeout: float | None = Field(
         default=None,
         gt=0,

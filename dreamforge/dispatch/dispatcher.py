@@ -77,11 +77,12 @@ class Dispatcher:
         self._leave_at: float | None = None
         self._changing = threading.Lock()
         outbox = Outbox(claims=self._claims, queue=TicketQueue(redis=connect(redis_url), lane=Lane.GPU), lane=Lane.GPU)
-        rescue = Rescue(store=RescueStore(engine=engine, rules=rules), lease_seconds=times.flight.lease)
+        lease = times.flight.lease
+        rescue = Rescue(store=RescueStore(engine=engine, rules=rules), lease_seconds=lease)
         self._loops = [
             Loop(name="capacity", interval=times.heartbeat, once=self._follow_capacity),
             Loop(name="outbox", interval=times.outbox, once=outbox.once),
-            Loop(name="rescue", interval=times.flight.lease / _RESCUES_PER_LEASE, once=rescue.once),
+            Loop(name="rescue", interval=lease / _RESCUES_PER_LEASE, once=rescue.once),
         ]
 
     def start(self) -> None:

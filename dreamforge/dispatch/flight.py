@@ -14,10 +14,10 @@ from ray.exceptions import OutOfMemoryError, RayError, RayTaskError, WorkerCrash
 from dreamforge.dispatch.cluster import GpuNode
 from dreamforge.errors import Cancelled, DatabaseUnavailable, LeaseLost, NoCapacity, RunnerStalled, Unavailable
 from dreamforge.jobs.outcome import Failure
+from dreamforge.patience import for_seconds, outlast
 from dreamforge.store.claims import Claim, ClaimStore, Whereabouts
 from dreamforge.store.endings import EndingStore
 from dreamforge.store.fence import Fence
-from dreamforge.store.patience import for_seconds, outlast
 
 log = logging.getLogger(__name__)
 

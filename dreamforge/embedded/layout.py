@@ -94,6 +94,19 @@ def database_url_of(settings: Settings) -> str:
     return _postgres(settings, data_dir).url()
 
 
+def blob_settings_of(settings: Settings) -> BlobSettings:
+    """How the service's images are reached: in the store that is set, else in that of the stack that runs here.
+
+    Raises ``StackError``.
+    """
+    if settings.s3_endpoint:
+        return blob_settings(settings)
+    data_dir = settings.data_dir.absolute()
+    if holder(data_dir) is None:
+        raise StackError(f"Nothing is running over {data_dir}, and DREAMFORGE_S3_ENDPOINT names no object store.")
+    return blob_settings(settings, _object_store(settings, data_dir))
+
+
 def _postgres(settings: Settings, data_dir: Path) -> Postgres:
     return Postgres(
         data=data_dir / "postgres",

@@ -87,9 +87,9 @@ class ObjectStore:
             region=_REGION,
         )
 
-    def blobs(self, *, read_timeout: float = 60.0) -> Blobs:
+    def blobs(self, **times: float) -> Blobs:
         """A client of its bucket; ``read_timeout`` in seconds."""
-        return Blobs(self.settings(), read_timeout=read_timeout)
+        return Blobs(self.settings(), **times)
 
     def stop(self, *, grace: float = 5.0) -> None:
         """Shut down."""

@@ -34,7 +34,10 @@ _BREAKS = re.compile(r"\r\n|[\r\v\f\x1c-\x1e\x85\u2028\u2029]")
 
 @dataclass(frozen=True)
 class GenerationParameters:
-    """What was drawn and with what. ``checkpoint_hash`` is a sha256 in hex."""
+    """What was drawn and with what.
+
+    ``checkpoint_hash`` is a sha256 in hex; ``memory_savings`` are what the step did without for want of GPU memory.
+    """
 
     prompt: str
     negative_prompt: str
@@ -49,6 +52,7 @@ class GenerationParameters:
     job_id: str
     item_index: int
     version: str
+    memory_savings: tuple[str, ...] = ()
 
     def parameters_text(self) -> str:
         """The text of the `parameters` chunk."""

@@ -133,6 +133,21 @@ class StepRetrying(Event):
 
 
 @dataclass(frozen=True)
+class StepDegraded(Event):
+    """The GPU had too little memory (``error``); the step goes on in another process, with more ``savings``.
+
+    ``rung`` counts from 1, see `dreamforge.jobs.memory_ladder`.
+    """
+
+    code: ClassVar[EventCode] = EventCode.STEP_DEGRADED
+    level: ClassVar[Level] = Level.WARNING
+    step: str
+    rung: int
+    savings: list[str]
+    error: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class StepRescued(Event):
     """The step's dispatcher or node was lost, or it was put back on shutdown; it is queued again."""
 
@@ -229,7 +244,10 @@ class ItemFinished(Event):
 
 @dataclass(frozen=True)
 class GpuMemory(Event):
-    """A reading of the GPU's memory. ``phase`` is `before`, `peak` or `after`; bytes are None without a GPU."""
+    """A reading of the GPU's memory. ``phase`` is `before`, `peak` or `after`; bytes are None without a GPU.
+
+    ``others_bytes`` is what processes that have nothing to do with the step use of it, where the driver tells.
+    """
 
     code: ClassVar[EventCode] = EventCode.GPU_MEMORY
     phase: str
@@ -238,6 +256,7 @@ class GpuMemory(Event):
     gpu_uuid: str | None = None
     used_bytes: int | None = None
     total_bytes: int | None = None
+    others_bytes: int | None = None
 
 
 @dataclass(frozen=True)

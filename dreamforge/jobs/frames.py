@@ -44,7 +44,11 @@ class FrameError(Exception):
 
 @dataclass(frozen=True)
 class PrepareStep:
-    """What to load and what to draw. ``device`` is a torch device, `cuda` or `cpu`; ``params`` the job's, resolved."""
+    """What to load and what to draw.
+
+    ``device`` is a torch device, `cuda` or `cpu`; ``params`` the job's, resolved; ``savings`` what saves GPU memory,
+    see `dreamforge.jobs.memory_ladder`.
+    """
 
     type: ClassVar[str] = "prepare_step"
     step: str
@@ -52,6 +56,7 @@ class PrepareStep:
     model_path: str
     device: str
     params: dict[str, Any]
+    savings: list[str] = field(default_factory=list[str])
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,9 @@ _BUDGET_OF = {
     "runner_crashed": Budget.CRASHES,
     "node_lost": Budget.RESCUES,
 }
-TRANSIENT_CODES = frozenset(_BUDGET_OF)
+_NOBODYS = frozenset({"gpu_memory_leaked"})
+"""The GPU was none to draw on. It is kept from everybody, so the next attempt has another one, or waits."""
+TRANSIENT_CODES = frozenset(_BUDGET_OF) | _NOBODYS
 """Failures that another attempt may mend."""
 
 
@@ -57,9 +59,12 @@ class RetryPolicy:
 
 @dataclass(frozen=True)
 class Retry:
-    """Another attempt in ``seconds``. ``spent`` is how much of ``budget`` is gone with the one that has failed."""
+    """Another attempt in ``seconds``. ``spent`` is how much of ``budget`` is gone with the one that has failed.
 
-    budget: Budget
+    Without a budget the one that has failed does not count.
+    """
+
+    budget: Budget | None
     spent: int
     seconds: float
     failure: Failure
@@ -73,6 +78,8 @@ def decide_retry(
     A code that no other attempt would mend ends the step as it is. A spent budget ends it as a dead letter, with the
     last failure in its details.
     """
+    if failure.code in _NOBODYS:
+        return Retry(None, 0, 0.0, failure)
     budget = _BUDGET_OF.get(failure.code)
     if budget is None:
         return failure

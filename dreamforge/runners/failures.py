@@ -50,7 +50,7 @@ def _cut(error: Exception) -> str:
 
 
 def _memory_details(error: Exception) -> dict[str, Any]:
-    details: dict[str, Any] = {}
+    details: dict[str, Any] = {"peak_bytes": peak_memory()} if torch.cuda.is_initialized() else {}
     # Asking opens a context where there is none, which a full card refuses.
     if torch.cuda.is_initialized():
         with contextlib.suppress(RuntimeError):

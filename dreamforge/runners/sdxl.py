@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError
 
 from dreamforge.errors import GpuError, ModelCorrupt
 from dreamforge.jobs.frames import BeginItem, ItemDrawn, PrepareStep, Progress
+from dreamforge.jobs.memory_ladder import MODEL_OFFLOAD, SEQUENTIAL_OFFLOAD, VAE_SLICING, VAE_TILING
 from dreamforge.jobs.progress import Stage
 from dreamforge.jobs.schedulers import SCHEDULERS
 from dreamforge.runners.failures import peak_memory
@@ -36,7 +38,7 @@ class SdxlRunner(Runner):
         """Load the pipeline onto the device."""
         self._call = call
         self._embeddings = {}
-        self._pipeline = _load(Path(call.model_path), device=call.device)
+        self._pipeline = _load(Path(call.model_path), device=call.device, savings=call.savings)
         self._scheduler_config = self._pipeline.scheduler.config
 
     @torch.inference_mode()
@@ -82,7 +84,8 @@ class SdxlRunner(Runner):
             positive, negative, pooled, negative_pooled = self._pipeline.encode_prompt(
                 prompt=params["prompt"],
                 negative_prompt=params["negative_prompt"],
-                device=self._pipeline.device,
+                # Not where the models are: those that are offloaded are elsewhere until they are needed.
+                device=torch.device(self._call.device),
                 do_classifier_free_guidance=guided,
             )
             self._embeddings = {"prompt_embeds": positive, "pooled_prompt_embeds": pooled}
@@ -115,7 +118,7 @@ class SdxlRunner(Runner):
         ).images
 
 
-def _load(folder: Path, *, device: str) -> Any:
+def _load(folder: Path, *, device: str, savings: Sequence[str]) -> Any:
     _check_folder(folder)
     # Half precision for all but the VAE: SDXL's own overflows in float16.
     dtype: Any = torch.float32 if device == "cpu" else {"default": torch.float16, "vae": torch.float32}
@@ -132,10 +135,27 @@ def _load(folder: Path, *, device: str) -> Any:
         reason = f"{type(error).__name__}: {error}".replace(str(folder), "MODEL")
         raise ModelCorrupt(details={"reason": reason[:_REASON_LENGTH]}) from error
     try:
-        return pipeline.to(device)
+        return _place(pipeline, device=device, savings=savings)
     except NotImplementedError as error:
         # diffusers leaves a weight that no file holds without data, and torch finds out here.
         raise ModelCorrupt(details={"reason": "weights are missing"}) from error
+
+
+def _place(pipeline: Any, *, device: str, savings: Sequence[str]) -> Any:
+    if VAE_TILING in savings:
+        pipeline.vae.enable_tiling()
+    if VAE_SLICING in savings:
+        pipeline.vae.enable_slicing()
+    if device == "cpu":
+        # Offloading is to the host's memory, where it all is.
+        return pipeline.to(device)
+    if SEQUENTIAL_OFFLOAD in savings:
+        pipeline.enable_sequential_cpu_offload(device=device)
+    elif MODEL_OFFLOAD in savings:
+        pipeline.enable_model_cpu_offload(device=device)
+    else:
+        pipeline.to(device)
+    return pipeline
 
 
 def _check_folder(folder: Path) -> None:

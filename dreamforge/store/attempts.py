@@ -1,6 +1,7 @@
 """What a running attempt writes: its events, its items, its artifacts, its outcome. Every write is fenced."""
 
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,26 +10,33 @@ from sqlalchemy import (
     Connection,
     Engine,
     Row,
-    Select,
     Update,
     bindparam,
     func,
     insert,
-    select,
     text,
     update,
 )
 from sqlalchemy.dialects.postgresql import JSONB
 
 from dreamforge.errors import LeaseLost
-from dreamforge.jobs.events import ArtifactCreated, Event, ItemFinished, ItemProgress, ItemStarted, StepStarted
+from dreamforge.jobs.events import (
+    ArtifactCreated,
+    Event,
+    ItemFinished,
+    ItemProgress,
+    ItemStarted,
+    StepDegraded,
+    StepStarted,
+)
 from dreamforge.jobs.job import ItemStatus
 from dreamforge.jobs.outcome import Outcome
 from dreamforge.jobs.progress import Stage
 from dreamforge.store import events
 from dreamforge.store.engine import database_errors
 from dreamforge.store.fence import Fence, hold
-from dreamforge.store.tables import ArtifactRow, ItemRow, JobRow, ModelRow, StepRow
+from dreamforge.store.step_calls import RUNG, StepCall, StepItem, read_call, read_missing_items
+from dreamforge.store.tables import ArtifactRow, ItemRow, StepRow
 
 _RENEW = text(
     """
@@ -50,6 +58,8 @@ _IS_CANCEL_REQUESTED = text(
     """
 )
 
+_NUMBER = text("UPDATE steps SET last_write = :number WHERE id = :step_id AND last_write < :number")
+
 _RAISE_JOB_PROGRESS = text(
     """
     UPDATE jobs SET progress = GREATEST(progress, (
@@ -59,37 +69,6 @@ _RAISE_JOB_PROGRESS = text(
 )
 
 _COUNT_ITEM_DONE = text("UPDATE jobs SET items_done = items_done + 1 WHERE id = :job_id")
-
-
-@dataclass(frozen=True)
-class StepModel:
-    """The model a step draws with. ``local_path`` is the registry's, absolute."""
-
-    id: uuid.UUID
-    name: str
-    kind: str
-    checkpoint_hash: str | None
-    local_path: str | None
-
-
-@dataclass(frozen=True)
-class StepItem:
-    """An item that has no artifact yet. ``seed`` is set when an earlier attempt had begun it."""
-
-    index: int
-    seed: int | None
-
-
-@dataclass(frozen=True)
-class StepCall:
-    """Everything an attempt needs to know about its step. ``items`` are those still to be made."""
-
-    step: str
-    user_id: str
-    params: dict[str, Any]
-    options: dict[str, Any]
-    model: StepModel | None
-    items: tuple[StepItem, ...]
 
 
 @dataclass(frozen=True)
@@ -110,7 +89,11 @@ class NewArtifact:
 
 
 class AttemptStore:
-    """One attempt's writes. Each raises ``LeaseLost`` when the attempt was replaced and ``DatabaseUnavailable``."""
+    """One attempt's writes. Each raises ``LeaseLost`` when the attempt was replaced and ``DatabaseUnavailable``.
+
+    A write with a ``number`` counts once, whatever becomes of the answer to its COMMIT: it may be repeated, as long as
+    none with a higher one was made.
+    """
 
     def __init__(self, *, engine: Engine, fence: Fence) -> None:
         self._engine = engine
@@ -143,16 +126,22 @@ class AttemptStore:
         """The step's call, with the items that have no artifact yet."""
         with database_errors(), self._engine.begin() as connection:
             hold(connection, self._fence)
-            row = connection.execute(_call_of(self._fence.step_id)).one()
-            items = connection.execute(_missing_items(self._fence.step_id)).all()
-        return StepCall(
-            step=row.step,
-            user_id=row.user_id,
-            params=row.params_json,
-            options=row.options_json,
-            model=StepModel(row.id, row.name, row.kind, row.checkpoint_hash, row.local_path) if row.id else None,
-            items=tuple(StepItem(index=item.item_index, seed=item.seed) for item in items),
-        )
+            return read_call(connection, self._fence.step_id)
+
+    def missing_items(self) -> tuple[StepItem, ...]:
+        """The items that have no artifact yet."""
+        with database_errors(), self._engine.begin() as connection:
+            hold(connection, self._fence)
+            return read_missing_items(connection, self._fence.step_id)
+
+    def degrade(self, event: StepDegraded, *, number: int = 0) -> None:
+        """Note the rung that the step is on from now, also for attempts to come."""
+
+        def write(connection: Connection) -> None:
+            connection.execute(self._step_update().values(metadata_json=_merged({RUNG: event.rung})))
+            self._append(connection, event)
+
+        self._write(write, number)
 
     def arrive(self, metadata: dict[str, Any]) -> None:
         """Say where the supervisor is, before it does anything that it may not come back from."""
@@ -160,23 +149,24 @@ class AttemptStore:
             hold(connection, self._fence)
             connection.execute(self._step_update().values(metadata_json=self._located(metadata)))
 
-    def start(self, event: StepStarted, *, metadata: dict[str, Any]) -> None:
+    def start(self, event: StepStarted, *, metadata: dict[str, Any], number: int = 0) -> None:
         """The supervisor has taken over: from here the lease is its own."""
-        with database_errors(), self._engine.begin() as connection:
-            hold(connection, self._fence)
-            connection.execute(self._step_update().values(started_at=func.now(), metadata_json=self._located(metadata)))
+
+        def write(connection: Connection) -> None:
+            values = {"started_at": func.now(), "metadata_json": self._located(metadata)}
+            connection.execute(self._step_update().values(values))
             self._append(connection, event)
 
-    def record(self, event: Event) -> None:
+        self._write(write, number)
+
+    def record(self, event: Event, *, number: int = 0) -> None:
         """Write an event that changes nothing else."""
-        with database_errors(), self._engine.begin() as connection:
-            hold(connection, self._fence)
-            self._append(connection, event)
+        self._write(lambda connection: self._append(connection, event), number)
 
-    def begin_item(self, event: ItemStarted) -> None:
+    def begin_item(self, event: ItemStarted, *, number: int = 0) -> None:
         """Write the seed an item is drawn with, just before it begins."""
-        with database_errors(), self._engine.begin() as connection:
-            hold(connection, self._fence)
+
+        def write(connection: Connection) -> None:
             connection.execute(
                 self._item_update(event.item_index).values(
                     status=ItemStatus.RUNNING,
@@ -187,10 +177,12 @@ class AttemptStore:
             )
             self._append(connection, event)
 
-    def record_progress(self, event: ItemProgress) -> None:
+        self._write(write, number)
+
+    def record_progress(self, event: ItemProgress, *, number: int = 0) -> None:
         """Raise the item's and the job's progress; they never go down."""
-        with database_errors(), self._engine.begin() as connection:
-            hold(connection, self._fence)
+
+        def write(connection: Connection) -> None:
             connection.execute(
                 self._item_update(event.item_index).values(
                     stage=event.stage, progress=func.greatest(ItemRow.progress, event.progress)
@@ -199,18 +191,12 @@ class AttemptStore:
             connection.execute(_RAISE_JOB_PROGRESS, {"job_id": self._fence.job_id})
             self._append(connection, event)
 
-    def publish(self, new: NewArtifact) -> None:
+        self._write(write, number)
+
+    def publish(self, new: NewArtifact, *, number: int = 0) -> None:
         """Finish an item: its artifact, its row, the job's counts and its events, in one transaction."""
-        created = ArtifactCreated(
-            item_index=new.item_index,
-            artifact_id=str(new.id),
-            size_bytes=new.size_bytes,
-            checksum=f"sha256:{new.checksum}",
-        )
-        saved = ItemProgress(item_index=new.item_index, stage=Stage.SAVE, stage_progress=1.0, progress=1.0)
-        finished = ItemFinished(item_index=new.item_index, seed=new.seed, timings=new.timings)
-        with database_errors(), self._engine.begin() as connection:
-            hold(connection, self._fence)
+
+        def write(connection: Connection) -> None:
             connection.execute(insert(ArtifactRow).values(self._artifact_values(new)))
             connection.execute(
                 self._item_update(new.item_index).values(
@@ -221,8 +207,10 @@ class AttemptStore:
             connection.execute(self._step_update().values(failures=0, crashes=0, rescues=0))
             connection.execute(_COUNT_ITEM_DONE, {"job_id": self._fence.job_id})
             connection.execute(_RAISE_JOB_PROGRESS, {"job_id": self._fence.job_id})
-            for event in (saved, created, finished):
+            for event in _finishing(new):
                 self._append(connection, event)
+
+        self._write(write, number)
 
     def report(self, outcome: Outcome, *, metadata: dict[str, Any]) -> None:
         """The attempt's last write: how it ended."""
@@ -231,6 +219,12 @@ class AttemptStore:
             connection.execute(
                 self._step_update().values(outcome_json=outcome.as_json(), metadata_json=_merged(metadata))
             )
+
+    def _write(self, write: Callable[[Connection], None], number: int) -> None:
+        with database_errors(), self._engine.begin() as connection:
+            hold(connection, self._fence)
+            if not number or connection.execute(_NUMBER, {**self._fence.values(), "number": number}).rowcount:
+                write(connection)
 
     def _cancel_requested(self, row: Row[*tuple[Any, ...]] | None) -> bool:
         if row is None:
@@ -269,31 +263,16 @@ class AttemptStore:
         }
 
 
-def _call_of(step_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
+def _finishing(new: NewArtifact) -> tuple[Event, ...]:
     return (
-        select(
-            StepRow.name.label("step"),
-            JobRow.user_id,
-            JobRow.params_json,
-            JobRow.options_json,
-            ModelRow.id,
-            ModelRow.name,
-            ModelRow.kind,
-            ModelRow.checkpoint_hash,
-            ModelRow.local_path,
-        )
-        .join(JobRow, JobRow.id == StepRow.job_id)
-        .outerjoin(ModelRow, ModelRow.id == JobRow.model_id)
-        .where(StepRow.id == step_id)
-    )
-
-
-def _missing_items(step_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
-    made = select(ArtifactRow.item_index).where(ArtifactRow.step_id == step_id)
-    return (
-        select(ItemRow.item_index, ItemRow.seed)
-        .where(ItemRow.step_id == step_id, ItemRow.item_index.not_in(made))
-        .order_by(ItemRow.item_index)
+        ItemProgress(item_index=new.item_index, stage=Stage.SAVE, stage_progress=1.0, progress=1.0),
+        ArtifactCreated(
+            item_index=new.item_index,
+            artifact_id=str(new.id),
+            size_bytes=new.size_bytes,
+            checksum=f"sha256:{new.checksum}",
+        ),
+        ItemFinished(item_index=new.item_index, seed=new.seed, timings=new.timings),
     )
 
 

@@ -17,13 +17,16 @@ from dreamforge.store.fence import Fence, hold
 from dreamforge.store.tables import JobRow
 from dreamforge.store.transitions import queue_step_again
 
+# Nobody is told to wait for more than a few minutes: a time beyond those is one from before the database's clock was
+# set back. The same condition stands in queue_positions.py and statistics.py.
 _CLAIM = text(
     """
     WITH best AS (
         SELECT steps.id, jobs.id AS job_id, jobs.status AS job_status, jobs.options_json, jobs.request_id
         FROM jobs JOIN steps ON steps.job_id = jobs.id
         WHERE steps.status = 'queued' AND steps.lane = :lane
-          AND (steps.next_attempt_at IS NULL OR steps.next_attempt_at <= now())
+          AND (steps.next_attempt_at IS NULL
+               OR NOT steps.next_attempt_at BETWEEN now() AND now() + interval '10 minutes')
           AND jobs.status IN ('queued', 'running') AND jobs.cancel_requested_at IS NULL
         ORDER BY CASE jobs.priority WHEN 'high' THEN 0 WHEN 'normal' THEN 1 ELSE 2 END, jobs.created_at, jobs.id
         LIMIT 1
@@ -31,8 +34,8 @@ _CLAIM = text(
     )
     UPDATE steps SET status = 'running', attempt = attempt + 1, lease_token = :lease_token,
         lease_expires_at = now() + make_interval(secs => :lease_seconds),
-        next_attempt_at = NULL, cancel_seen_at = NULL, started_at = NULL, finished_at = NULL, outcome_json = NULL,
-        error_json = NULL
+        next_attempt_at = NULL, last_write = 0, cancel_seen_at = NULL, started_at = NULL, finished_at = NULL,
+        outcome_json = NULL, error_json = NULL
     FROM best WHERE steps.id = best.id
     RETURNING steps.id, steps.name, steps.attempt, best.job_id, best.job_status, best.options_json, best.request_id
     """
@@ -85,7 +88,7 @@ _DUE = text(
     SELECT steps.id, steps.job_id, steps.name, steps.attempt, jobs.request_id
     FROM steps JOIN jobs ON jobs.id = steps.job_id
     WHERE steps.status = 'queued' AND steps.lane = :lane AND jobs.cancel_requested_at IS NULL
-      AND (steps.next_attempt_at IS NULL OR steps.next_attempt_at <= now())
+      AND (steps.next_attempt_at IS NULL OR NOT steps.next_attempt_at BETWEEN now() AND now() + interval '10 minutes')
     ORDER BY jobs.created_at LIMIT :limit
     """
 )

@@ -127,10 +127,12 @@ def _items_missing(connection: Connection, step_id: uuid.UUID) -> int:
 
 def _queue_again(connection: Connection, fence: Fence, retry: Retry, *, name: str) -> None:
     due_in = timedelta(seconds=retry.seconds)
-    values = {retry.budget.value: retry.spent, "next_attempt_at": func.now() + due_in if due_in else None}
+    values: dict[str, Any] = {"next_attempt_at": func.now() + due_in if due_in else None}
+    if retry.budget is not None:
+        values[retry.budget.value] = retry.spent
     if queue_step_again(connection, fence.step_id, **values) is None:
         raise LeaseLost(f"step {fence.step_id} cannot be queued again")
-    if retry.budget is Budget.RESCUES:
+    if retry.budget is None or retry.budget is Budget.RESCUES:
         event: Event = StepRescued(step=name, reason=retry.failure.code)
     else:
         event = StepRetrying(

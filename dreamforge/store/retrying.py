@@ -3,7 +3,7 @@
 import uuid
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, Text, literal, select, update
 
 from dreamforge.errors import Conflict
 from dreamforge.jobs.events import JobQueued
@@ -15,6 +15,7 @@ from dreamforge.jobs.job import (
     legal_step_predecessors,
 )
 from dreamforge.store import events
+from dreamforge.store.step_calls import RUNG
 from dreamforge.store.tables import JobRow, StepRow
 from dreamforge.store.transitions import lay_down_items, move_job
 
@@ -87,6 +88,8 @@ def _renew_step(connection: Connection, step_id: uuid.UUID, status: StepStatus) 
             finished_at=None,
             outcome_json=None,
             error_json=None,
+            # The memory that was missing may be there now.
+            metadata_json=StepRow.metadata_json.op("-")(literal(RUNG, Text)),
         )
     )
     lay_down_items(connection, step_id)

@@ -147,6 +147,8 @@ class StepRow(Table):
     crashes: Mapped[int] = mapped_column(server_default=text("0"))
     rescues: Mapped[int] = mapped_column(server_default=text("0"))
     next_attempt_at: Mapped[datetime | None]
+    last_write: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
+    """The highest number of the attempt's writes that were made."""
     cancel_seen_at: Mapped[datetime | None]
     started_at: Mapped[datetime | None]
     finished_at: Mapped[datetime | None]
@@ -291,7 +293,7 @@ class DownloadRow(Table):
 
 
 class HeartbeatRow(Table):
-    """Something that is alive: an API replica, a dispatcher, a GPU node."""
+    """Something that is alive: an API replica, a dispatcher, a GPU node; and a GPU, by the last step that used it."""
 
     __tablename__ = "heartbeats"
 
@@ -302,7 +304,7 @@ class HeartbeatRow(Table):
     info_json: Mapped[Json] = mapped_column(server_default=text("'{}'"))
 
     __table_args__ = (
-        CheckConstraint("kind IN ('api', 'dispatcher', 'node')", name="kind"),
+        CheckConstraint("kind IN ('api', 'dispatcher', 'gpu', 'node')", name="kind"),
         Index(None, "kind", "seen_at"),
     )
 

@@ -26,9 +26,11 @@ from dreamforge.jobs.frames import (
 from dreamforge.jobs.frames import ModelLoaded as ModelLoadedFrame
 from dreamforge.jobs.progress import Stage, item_progress
 from dreamforge.jobs.seeds import item_seed
-from dreamforge.store.attempts import AttemptStore, StepCall, StepItem
+from dreamforge.store.step_calls import StepCall, StepItem
+from dreamforge.worker.encoding import Origin
 from dreamforge.worker.halt import Halt
-from dreamforge.worker.saving import ImageSaver, Origin
+from dreamforge.worker.journal import Journal
+from dreamforge.worker.saving import ImageSaver
 
 PROGRESS_INTERVAL = 0.25
 """Seconds between two progress events of an item."""
@@ -46,7 +48,7 @@ class Drawing:
         self,
         *,
         channel: FrameChannel,
-        attempt: AttemptStore,
+        journal: Journal,
         saver: ImageSaver,
         origin: Callable[[Ready], Origin],
         call: StepCall,
@@ -56,7 +58,7 @@ class Drawing:
         draw_seed: Callable[[int], int],
     ) -> None:
         self._channel = channel
-        self._attempt = attempt
+        self._journal = journal
         self._saver = saver
         self._origin_of = origin
         self._origin: Origin | None = None
@@ -118,10 +120,10 @@ class Drawing:
         match message:
             case Ready() if self._origin is None:
                 self._origin = self._origin_of(message)
-                self._attempt.record(ModelLoading(model=self._model_name))
+                self._journal.record(ModelLoading(model=self._model_name))
             case ModelLoadedFrame(seconds=seconds) if self._is_loading and self._origin is not None:
                 self._is_loading = False
-                self._attempt.record(ModelLoaded(model=self._model_name, seconds=round(seconds, 4)))
+                self._journal.record(ModelLoaded(model=self._model_name, seconds=round(seconds, 4)))
                 self._begin_next()
             case Progress():
                 self._record_progress(message)
@@ -156,8 +158,8 @@ class Drawing:
         seed = item.seed
         if seed is None:
             seed = item_seed(self._call.params["seed"], item_index=item.index, draw=self._draw_seed)
-        # The seed is written before it is used: an attempt that takes over draws the same image.
-        self._attempt.begin_item(ItemStarted(item_index=item.index, seed=seed))
+        # Nobody sees the image begin before its seed is written: an attempt that takes over draws the same one.
+        self._journal.begin_item(ItemStarted(item_index=item.index, seed=seed))
         self._current = StepItem(index=item.index, seed=seed)
         self._progress_at = 0.0
         self._channel.send(BeginItem(item_index=item.index, seed=seed))
@@ -177,9 +179,9 @@ class Drawing:
         if self._log_lines > MOST_LOG_LINES:
             return
         kind = RunnerWarning if line.level in {"warning", "error"} else RunnerLog
-        self._attempt.record(kind(message=line.message[:2000]))
+        self._journal.record(kind(message=line.message[:2000]))
         if self._log_lines == MOST_LOG_LINES:
-            self._attempt.record(RunnerWarning(message=f"More than {MOST_LOG_LINES} lines: the rest is not kept."))
+            self._journal.record(RunnerWarning(message=f"More than {MOST_LOG_LINES} lines: the rest is not kept."))
 
     def _record_progress(self, message: Progress) -> None:
         if self._current is None or message.item_index != self._current.index:
@@ -189,7 +191,7 @@ class Drawing:
             return
         self._progress_at = now
         stage = Stage(message.stage)
-        self._attempt.record_progress(
+        self._journal.record_progress(
             ItemProgress(
                 item_index=message.item_index,
                 stage=stage,

@@ -10,8 +10,8 @@ from dreamforge.worker.lease import LeaseKeeper
 class Halt:
     """Looked at again and again while the runner works. ``cancel_grace`` and ``time_limit`` are seconds.
 
-    A cancel comes in two steps. First the runner is to be told (``must_stop``), and has ``cancel_grace`` to stop by
-    itself; then ``check`` ends it.
+    ``check`` may raise what else ends it. A cancel comes in two steps. First the runner is to be told (``must_stop``),
+    and has ``cancel_grace`` to stop by itself; then ``check`` ends it.
     """
 
     def __init__(
@@ -20,12 +20,14 @@ class Halt:
         lease: LeaseKeeper,
         time_limit: float,
         cancel_grace: float,
+        check: Callable[[], None] = lambda: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lease = lease
         self._time_limit = time_limit
         self._ends_at = clock() + time_limit
         self._cancel_grace = cancel_grace
+        self._check = check
         self._clock = clock
         self._stop_seen_at: float | None = None
 
@@ -39,6 +41,7 @@ class Halt:
     def check(self) -> None:
         """Raise what ends the step now: ``LeaseLost``, ``RunnerTimeout``, or ``Cancelled`` once the grace is over."""
         self._lease.check()
+        self._check()
         now = self._clock()
         if self.must_stop and now - (self._stop_seen_at or now) >= self._cancel_grace:
             raise Cancelled

@@ -56,6 +56,18 @@ def end_abandoned() -> None:
     looking.join(_MOST_SECONDS)
 
 
+def is_stranger(pid: int) -> bool:
+    """True for a process on this machine that lives and has nothing to do with any runner."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and MARK not in process.environ()
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        # Somebody else's.
+        return True
+
+
 def _end_abandoned() -> None:
     try:
         _end(lambda: _carrying(_neighbours(), _is_abandoned), seconds=_ABANDONED_SECONDS)

@@ -4,7 +4,8 @@ import contextlib
 import io
 import threading
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,17 +15,21 @@ from PIL import Image
 from sqlalchemy import Engine, Row, text
 from uuid6 import uuid7
 
+from dreamforge.blobs import Blobs
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.jobs.outcome import Outcome
 from dreamforge.settings import inherited_environment
 from dreamforge.store.attempts import AttemptStore
 from dreamforge.store.claims import Claim
 from dreamforge.store.endings import EndingStore
+from dreamforge.store.heartbeats import HeartbeatStore
 from dreamforge.store.jobs import NewJob
 from dreamforge.worker.child import RUNNER
 from dreamforge.worker.gpu import NoGpu
+from dreamforge.worker.gpu_health import GpuHealth
 from dreamforge.worker.memory import MemoryWatch
-from dreamforge.worker.supervisor import Limits, Node, Supervisor
+from dreamforge.worker.node import Limits, Node
+from dreamforge.worker.supervisor import Supervisor
 from tests.integration.factories import Jobs, a_job, a_model, claim
 from tests.service import wait_for
 from tests.web import web
@@ -40,8 +45,8 @@ class Bench:
         self.folder = folder
         self.model = a_model(engine, local_path=str(model_path))
 
-    def submit(self, *, count: int = 1, **params: Any) -> NewJob:
-        new = a_job(self.model, count=count, **params)
+    def submit(self, *, count: int = 1, options: Mapping[str, Any] | None = None, **params: Any) -> NewJob:
+        new = replace(a_job(self.model, count=count, **params), options=dict(options or {}))
         self.jobs.submit(new)
         return new
 
@@ -50,19 +55,34 @@ class Bench:
         claimed: Claim,
         *,
         engine: Engine | None = None,
+        blobs: Blobs | None = None,
+        memory: MemoryWatch | None = None,
         runner: Sequence[str] = RUNNER,
         step_timeout: float = 120.0,
         stall: float = 60.0,
         cancel_grace: float = 10.0,
         database_grace: float = 30.0,
+        storage_grace: float = 30.0,
+        step_memory: int | None = None,
     ) -> Outcome:
         attempt = AttemptStore(engine=engine or self.engine, fence=claimed.fence)
+        memory = memory or MemoryWatch(gpu=NoGpu(reason="this is a test"), settle_seconds=1, tolerance_mib=64)
         return Supervisor(
             attempt=attempt,
             fence=claimed.fence,
-            blobs=self.store.blobs(),
-            memory=MemoryWatch(gpu=NoGpu(reason="this is a test"), settle_seconds=1, tolerance_mib=64),
-            node=Node(name="here", locks_folder=self.folder, environment=inherited_environment(), runner=runner),
+            blobs=blobs or self.store.blobs(),
+            memory=memory,
+            health=GpuHealth(
+                heartbeats=HeartbeatStore(engine=self.engine), memory=memory, node="here", folder=self.folder
+            ),
+            node=Node(
+                name="here",
+                locks_folder=self.folder,
+                spool_folder=self.folder / "spool",
+                environment=inherited_environment(),
+                runner=runner,
+                step_memory=step_memory,
+            ),
             limits=Limits(
                 lease=5,
                 lease_renew=0.2,
@@ -71,6 +91,7 @@ class Bench:
                 stall=stall,
                 cancel_grace=cancel_grace,
                 database_grace=database_grace,
+                storage_grace=storage_grace,
             ),
             new_id=uuid7,
             now=lambda: datetime.now(UTC),

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
@@ -13,9 +14,11 @@ from dreamforge.api.app import create_app
 from dreamforge.api.state import ApiState
 from dreamforge.api.tail import StreamRules
 from dreamforge.embedded.object_store import ObjectStore
+from dreamforge.queue import connect
 from dreamforge.store.engine import open_engine
 from dreamforge.store.models import NewModel
 from tests.integration.bench import Bench, wait_for_savers
+from tests.integration.dispatching import Dispatching
 from tests.integration.door import api_state
 from tests.integration.factories import Jobs, a_model
 from tests.integration.live_api import FAST, LiveApi, MakeApi
@@ -92,3 +95,20 @@ def api(make_api: MakeApi) -> Iterator[LiveApi]:
     """One such replica."""
     with make_api() as api:
         yield api
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[None]:
+    """A Ray cluster with two GPUs that are none."""
+    ray.init(num_cpus=1, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def service(engine: Engine, database_url: str, redis_url: str) -> Iterator[Dispatching]:
+    """A dispatcher that was not started yet."""
+    connect(redis_url).flushall()
+    service = Dispatching(engine=engine, database_url=database_url, redis_url=redis_url)
+    yield service
+    service.stop()

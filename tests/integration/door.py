@@ -43,9 +43,9 @@ def make_app(database_url: str, redis_url: str, blobs: Blobs, **rules: Any) -> F
     return create_app(api_state(database_url, redis_url, blobs, **rules))
 
 
-def blobs_behind(relay: Relay, store: ObjectStore, *, read_timeout: float = 60.0) -> Blobs:
+def blobs_behind(relay: Relay, store: ObjectStore, **times: float) -> Blobs:
     """The store's bucket by way of a relay; presigned URLs lead to the store itself."""
-    return Blobs(replace(store.settings(), endpoint=f"http://127.0.0.1:{relay.port}"), read_timeout=read_timeout)
+    return Blobs(replace(store.settings(), endpoint=f"http://127.0.0.1:{relay.port}"), **times)
 
 
 def assert_envelope(response: httpx2.Response, status: int, code: str) -> dict[str, Any]:

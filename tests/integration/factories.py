@@ -20,6 +20,7 @@ from dreamforge.jobs.outcome import Failure, Outcome
 from dreamforge.jobs.plan import plan
 from dreamforge.models.descriptor import SizeRange, sdxl_schema
 from dreamforge.models.parameters import resolve_parameters
+from dreamforge.patience import for_seconds, outlast
 from dreamforge.store.attempts import AttemptStore, NewArtifact
 from dreamforge.store.claims import Claim, ClaimStore
 from dreamforge.store.endings import EndingStore
@@ -29,7 +30,6 @@ from dreamforge.store.fence import Fence
 from dreamforge.store.jobs import JobPage, JobRecord, JobStore, NewJob
 from dreamforge.store.listing import JobFilter, JobPlace
 from dreamforge.store.models import ModelRegistry, NewModel, NewModelFile
-from dreamforge.store.patience import for_seconds, outlast
 from dreamforge.store.retrying import QueuedStep
 from tests.service import wait_for
 

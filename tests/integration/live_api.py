@@ -6,7 +6,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable, Generator, Iterator
-from typing import Any, Self
+from typing import Any, Literal, Self
 from urllib.parse import urlsplit
 
 import httpx2
@@ -29,9 +29,17 @@ FAST = StreamRules(poll=0.02, idle=0.1, keep_alive=15.0, stall=20.0)
 class LiveApi(Service):
     """One replica, in a thread."""
 
-    def __init__(self, *, database_url: str, redis_url: str, blobs: Blobs, streams: StreamRules = FAST) -> None:
+    def __init__(
+        self,
+        *,
+        database_url: str,
+        redis_url: str,
+        blobs: Blobs,
+        streams: StreamRules = FAST,
+        redis_outage: Literal["accept", "reject"] = "accept",
+    ) -> None:
         rules = ApiRules(
-            redis_outage="accept", max_body=1024 * 1024, presign_ttl=60, heartbeat_seconds=5.0, streams=streams
+            redis_outage=redis_outage, max_body=1024 * 1024, presign_ttl=60, heartbeat_seconds=5.0, streams=streams
         )
         engine = open_async_engine(database_url, application="tests")
         self.state = ApiState(engine=engine, blobs=blobs, redis_url=redis_url, rules=rules)

@@ -25,16 +25,22 @@ from dreamforge.jobs.frames import (
     ItemDrawn,
     Log,
     ModelLoaded,
+    PrepareStep,
     Progress,
     Ready,
     StepDone,
     StepFailed,
     Stop,
 )
+from dreamforge.jobs.memory_ladder import SEQUENTIAL_OFFLOAD
 from dreamforge.jobs.progress import Stage
 
 MANY_LINES = 1000
 _SIDE = 8
+_AGAIN = frozenset({"run_out_of_memory"})
+"""Deeds that a later process does as well, of the items that an earlier one has not drawn."""
+_savings: list[str] = []
+"""What this runner was told to save memory by."""
 _SECOND_SEED = 6
 """Of jobs whose seed is 5."""
 
@@ -121,6 +127,31 @@ def _lie(channel: FrameChannel) -> None:
     os._exit(1)
 
 
+def _run_out_of_memory(channel: FrameChannel) -> None:
+    """Unless it saves all it can."""
+    if SEQUENTIAL_OFFLOAD in _savings:
+        return
+    details = {"requested_bytes": 3 * 2**30, "free_bytes": 2**30, "total_bytes": 8 * 2**30, "peak_bytes": 7 * 2**30}
+    channel.send(
+        StepFailed(code="oom", message="Too large.", details=details, suggestions=["Smaller."], peak_memory=7 * 2**30)
+    )
+    assert isinstance(channel.receive(), Acknowledge)
+    os._exit(1)
+
+
+def _be_killed(_: FrameChannel) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _take_a_lot_of_memory(_: FrameChannel) -> None:
+    taken: list[bytearray] = []
+    for _turn in range(64):
+        taken.append(bytearray(64 * 1024 * 1024))
+        # What was never written to is not there.
+        taken[-1][::4096] = b"x" * (64 * 256)
+    os._exit(9)
+
+
 def _write_a_lot(_: FrameChannel) -> None:
     line = b"all work and no play\n" * 50_000
     for _turn in range(1000):
@@ -180,6 +211,9 @@ _DEEDS: dict[str, Callable[[FrameChannel], None]] = {
         _talk_without_end,
         _draw_twice_when_told_to_stop,
         _lie,
+        _run_out_of_memory,
+        _be_killed,
+        _take_a_lot_of_memory,
         _write_a_lot,
         _say_nothing,
         _draw_slowly,
@@ -211,12 +245,14 @@ def _cancelled() -> StepFailed:
 
 def _main(deed: str, draws: int, descriptor: int) -> None:
     channel = FrameChannel(socket.socket(fileno=descriptor))
-    channel.receive()
+    prepare = channel.receive()
+    assert isinstance(prepare, PrepareStep)
+    _savings.extend(prepare.savings)
     channel.send(Ready(pid=os.getpid(), versions={}, device_name="none"))
     channel.send(ModelLoaded(seconds=0.0))
     drawn = 0
     while isinstance(message := channel.receive(), BeginItem):
-        if deed != "draw" and drawn == draws:
+        if deed != "draw" and (drawn == draws or (deed in _AGAIN and message.item_index >= draws)):
             _DEEDS[deed](channel)
         channel.send(_image(message.item_index, seed=message.seed))
         drawn += 1

@@ -1,11 +1,8 @@
 """The dispatcher over a real Ray, Postgres and Valkey; only the supervisor's work is played, in real Ray tasks."""
 
-import os
-import signal
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -13,196 +10,21 @@ from typing import Any
 import psutil
 import pytest
 import ray
-from ray import ObjectRef
 from redis import Redis
-from sqlalchemy import Engine, text
+from sqlalchemy import text
 
 from dreamforge.dispatch.cluster import GpuNode, gpu_nodes
-from dreamforge.dispatch.dispatcher import Dispatcher, DispatcherTimes
-from dreamforge.dispatch.flight import FlightTimes
 from dreamforge.jobs.job import JobStatus, Lane, StepStatus
-from dreamforge.jobs.retry import RetryPolicy
 from dreamforge.queue import Ticket, TicketQueue, connect
-from dreamforge.store.claims import Claim, ClaimStore, Whereabouts
-from dreamforge.store.endings import RetryRules
-from dreamforge.store.engine import open_engine
+from dreamforge.store.claims import ClaimStore, Whereabouts
 from dreamforge.store.fence import Fence
-from dreamforge.store.jobs import JobRecord, NewJob
-from dreamforge.store.models import NewModel
-from tests.integration.factories import Jobs, a_job, a_model
+from tests.integration.dispatching import ONE_GPU, Dispatching
 from tests.running_stack import lives, wait_for
 
 pytestmark = [pytest.mark.timeout(180), pytest.mark.usefixtures("cluster")]
 
-ONE_GPU = [GpuNode(id="a", address="127.0.0.1", gpus=1)]
 
-
-@pytest.fixture(scope="module")
-def cluster() -> Iterator[None]:
-    ray.init(
-        num_cpus=1,
-        num_gpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        configure_logging=False,
-    )
-    yield
-    ray.shutdown()
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    engine = open_engine(database_url, application="tests", pool_size=12)
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE jobs, models, heartbeats CASCADE"))
-    yield engine
-    engine.dispose()
-
-
-def _play(behaviour: str, database_url: str, order: dict[str, Any]) -> None:
-    """What a supervisor does, as far as the dispatcher can see it. Runs in a Ray worker."""
-    from dreamforge.errors import DatabaseUnavailable  # noqa: PLC0415 - in the worker
-    from dreamforge.jobs.events import StepStarted  # noqa: PLC0415 - in the worker
-    from dreamforge.jobs.outcome import Outcome  # noqa: PLC0415 - in the worker
-    from dreamforge.store.attempts import AttemptStore, NewArtifact  # noqa: PLC0415 - in the worker
-    from dreamforge.store.fence import Fence  # noqa: PLC0415 - in the worker
-
-    engine = open_engine(database_url, application="played", pool_size=1)
-    attempt = AttemptStore(engine=engine, fence=Fence(**order))
-    call = attempt.load_call()
-    metadata = {"node_id": None, "supervisor_pid": os.getpid()}
-    attempt.arrive(metadata)
-    if behaviour == "stand still before it begins":
-        os.kill(os.getpid(), signal.SIGSTOP)
-    if behaviour == "begin slowly and take its time":
-        time.sleep(2)
-    attempt.start(StepStarted(step=call.step, attempt=order["attempt"], node="played"), metadata=metadata)
-    if behaviour == "stand still":
-        os.kill(os.getpid(), signal.SIGSTOP)
-    if behaviour == "raise":
-        raise ValueError("a secret is in this trace: hunter2")
-    if behaviour == "die":
-        os._exit(7)
-    if behaviour == "lose the database":
-        raise DatabaseUnavailable
-    if behaviour in {"hang", "take its time", "begin slowly and take its time"}:
-        time.sleep(600 if behaviour == "hang" else 9)
-    for item in call.items:
-        attempt.publish(
-            NewArtifact(
-                id=uuid.uuid4(),
-                item_index=item.index,
-                format="png",
-                width=64,
-                height=64,
-                seed=item.index,
-                s3_key=f"played/{order['step_id']}/{item.index}",
-                size_bytes=1,
-                checksum="00" * 32,
-                metadata={},
-                timings={},
-            )
-        )
-    attempt.report(Outcome(), metadata={})
-    if behaviour == "die after the report":
-        os._exit(7)
-
-
-class Service:
-    """A dispatcher and jobs for it."""
-
-    def __init__(self, *, engine: Engine, database_url: str, redis_url: str) -> None:
-        self.engine = engine
-        self.jobs = Jobs(database_url)
-        self.model: NewModel = a_model(engine)
-        self.nodes: Callable[[], list[GpuNode]] = lambda: ONE_GPU
-        self.new_token: Callable[[], uuid.UUID] = uuid.uuid4
-        self.submitted: list[ObjectRef[None]] = []
-        self.killed: list[tuple[Claim, Whereabouts]] = []
-        self.refusals = 0
-        self.dispatcher: Dispatcher | None = None
-        self._database_url = database_url
-        self._redis_url = redis_url
-
-    def start(
-        self,
-        behaviour: str = "well",
-        *,
-        drain: float = 5.0,
-        outbox: float = 0.1,
-        renew: float = 60.0,
-        start_timeout: float = 60.0,
-        **resources: float,
-    ) -> None:
-        task = ray.remote(num_gpus=1, num_cpus=0, max_calls=1, max_retries=0, resources=resources)(_play)
-
-        def submit(claim: Claim) -> "ObjectRef[None]":
-            if self.refusals:
-                self.refusals -= 1
-                raise RuntimeError("Ray takes nothing")
-            self.submitted.append(task.remote(behaviour, self._database_url, vars(claim.fence)))
-            return self.submitted[-1]
-
-        self.dispatcher = Dispatcher(
-            id="test",
-            node="127.0.0.1",
-            engine=self.engine,
-            redis_url=self._redis_url,
-            submit=submit,
-            kill=self.kill,
-            nodes=lambda: self.nodes(),
-            times=DispatcherTimes(
-                flight=FlightTimes(lease=30, lease_renew=renew, start_timeout=start_timeout),
-                heartbeat=0.1,
-                outbox=outbox,
-                drain=drain,
-            ),
-            rules=RetryRules(policy=RetryPolicy(first_pause=0.05)),
-            new_token=lambda: self.new_token(),
-        )
-        self.dispatcher.start()
-
-    def kill(self, claim: Claim, whereabouts: Whereabouts | None) -> None:
-        assert whereabouts is not None
-        self.killed.append((claim, whereabouts))
-        os.kill(whereabouts.pid, signal.SIGKILL)
-
-    def stop(self) -> None:
-        if self.dispatcher is not None:
-            self.dispatcher.stop()
-        for task in self.submitted:
-            ray.cancel(task, force=True)
-
-    def submit(self, **options: Any) -> NewJob:
-        """As the API does when Redis is away: without a ticket."""
-        new = replace(a_job(self.model, count=2), options=options)
-        self.jobs.submit(new)
-        return new
-
-    def find(self, new: NewJob) -> JobRecord:
-        return self.jobs.find(new.id)
-
-    def status(self, new: NewJob) -> str:
-        return self.find(new).job.status
-
-    def ended(self, new: NewJob) -> JobRecord:
-        wait_for(lambda: JobStatus(self.status(new)).is_terminal, what="the job's end")
-        return self.find(new)
-
-    def slots(self) -> int | None:
-        with self.engine.connect() as connection:
-            return connection.scalar(text("SELECT (info_json->>'slots')::int FROM heartbeats WHERE kind='dispatcher'"))
-
-
-@pytest.fixture
-def service(engine: Engine, database_url: str, redis_url: str) -> Iterator[Service]:
-    connect(redis_url).flushall()
-    service = Service(engine=engine, database_url=database_url, redis_url=redis_url)
-    yield service
-    service.stop()
-
-
-def test_what_is_due_when_it_starts_is_run(service: Service) -> None:
+def test_what_is_due_when_it_starts_is_run(service: Dispatching) -> None:
     new = service.submit()
     service.start()
     record = service.ended(new)
@@ -210,7 +32,7 @@ def test_what_is_due_when_it_starts_is_run(service: Service) -> None:
     assert [step.status for step in record.steps] == [StepStatus.SUCCEEDED]
 
 
-def test_a_ticket_wakes_a_slot_that_waits(service: Service, redis_url: str) -> None:
+def test_a_ticket_wakes_a_slot_that_waits(service: Dispatching, redis_url: str) -> None:
     service.start(outbox=3600)
     wait_for(lambda: service.slots() == 2, what="the slots")
     wait_for(lambda: _waiting(connect(redis_url)) == 2, what="the slots' wait")
@@ -226,7 +48,9 @@ def _waiting(redis: Redis) -> int:
     return sum(client["cmd"] in {"blmove", "brpoplpush"} for client in clients)
 
 
-def test_jobs_without_a_ticket_are_run_even_after_redis_has_lost_everything(service: Service, redis_url: str) -> None:
+def test_jobs_without_a_ticket_are_run_even_after_redis_has_lost_everything(
+    service: Dispatching, redis_url: str
+) -> None:
     service.start()
     wait_for(lambda: _waiting(connect(redis_url)) == 2, what="the slots' wait")
     connect(redis_url).flushall()
@@ -234,7 +58,7 @@ def test_jobs_without_a_ticket_are_run_even_after_redis_has_lost_everything(serv
     assert {service.ended(new).job.status for new in jobs} == {JobStatus.SUCCEEDED}
 
 
-def test_a_job_that_nothing_can_place_fails_in_its_time_and_the_next_one_runs(service: Service) -> None:
+def test_a_job_that_nothing_can_place_fails_in_its_time_and_the_next_one_runs(service: Dispatching) -> None:
     service.start(nowhere=1)
     record = service.ended(service.submit(start_timeout=0.7))
     assert record.job.status == JobStatus.FAILED
@@ -245,7 +69,9 @@ def test_a_job_that_nothing_can_place_fails_in_its_time_and_the_next_one_runs(se
     service.dispatcher.check()
 
 
-def test_a_job_that_named_no_time_waits_for_as_long_as_there_is_a_gpu_that_may_be_its(service: Service) -> None:
+def test_a_job_that_named_no_time_waits_for_as_long_as_there_is_a_gpu_that_may_be_its(
+    service: Dispatching,
+) -> None:
     service.start(nowhere=1, start_timeout=0.5, renew=0.2)
     new = service.submit()
     wait_for(lambda: service.status(new) == JobStatus.RUNNING, what="the claim")
@@ -269,7 +95,7 @@ def test_a_job_that_named_no_time_waits_for_as_long_as_there_is_a_gpu_that_may_b
     assert error["details"] == {"asked_for": {"GPU": 1}, "cluster": {"GPU": 0, "nodes": 0}}
 
 
-def test_a_process_that_stands_still_before_it_has_begun_is_ended(service: Service) -> None:
+def test_a_process_that_stands_still_before_it_has_begun_is_ended(service: Dispatching) -> None:
     service.start("stand still before it begins", start_timeout=3, renew=0.3)
     new = service.submit()
     wait_for(lambda: service.killed, seconds=60, what="the end of the process")
@@ -289,7 +115,7 @@ def lives_no_more(pid: int) -> bool:
     return True
 
 
-def test_one_that_has_waited_for_long_may_take_as_long_as_any_other_to_begin(service: Service) -> None:
+def test_one_that_has_waited_for_long_may_take_as_long_as_any_other_to_begin(service: Dispatching) -> None:
     service.nodes = lambda: [replace(ONE_GPU[0], gpus=2)]
     service.start("begin slowly and take its time", start_timeout=4, renew=0.3)
     jobs = [service.submit() for _ in range(3)]
@@ -300,7 +126,7 @@ def test_one_that_has_waited_for_long_may_take_as_long_as_any_other_to_begin(ser
     assert max(starts) - min(starts) > timedelta(seconds=4), "the third has waited for longer than a process may stall"
 
 
-def test_a_step_that_began_in_time_may_take_its_time(service: Service) -> None:
+def test_a_step_that_began_in_time_may_take_its_time(service: Dispatching) -> None:
     service.start("take its time")
     warm = service.submit()
     wait_for(lambda: service.find(warm).steps[0].started_at, what="the first one's start")
@@ -310,7 +136,7 @@ def test_a_step_that_began_in_time_may_take_its_time(service: Service) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_slot_that_dies_leaves_its_step_to_the_others(service: Service) -> None:
+def test_a_slot_that_dies_leaves_its_step_to_the_others(service: Dispatching) -> None:
     service.refusals = 1
     service.start()
     record = service.ended(service.submit())
@@ -330,7 +156,7 @@ def test_a_slot_that_dies_leaves_its_step_to_the_others(service: Service) -> Non
     ],
 )
 def test_a_supervisor_that_ends_without_a_report_fails_its_own_step_only(
-    service: Service, behaviour: str, codes: list[str], attempts: int
+    service: Dispatching, behaviour: str, codes: list[str], attempts: int
 ) -> None:
     service.start(behaviour)
     jobs = [service.submit(), service.submit()]
@@ -347,12 +173,26 @@ def test_a_supervisor_that_ends_without_a_report_fails_its_own_step_only(
         assert told.count("step.retrying") == attempts - 1
 
 
-def test_a_supervisor_that_dies_after_its_report_has_succeeded(service: Service) -> None:
+def test_a_supervisor_that_dies_after_its_report_has_succeeded(service: Dispatching) -> None:
     service.start("die after the report")
     assert service.ended(service.submit()).job.status == JobStatus.SUCCEEDED
 
 
-def test_a_step_that_was_taken_away_is_left_alone(service: Service) -> None:
+def test_a_gpu_that_is_not_clean_is_given_to_nobody_and_holds_no_job_up(service: Dispatching) -> None:
+    service.start("hold the GPU", renew=0.2)
+    assert service.ended(service.submit()).job.status == JobStatus.SUCCEEDED
+    held = service.submitted[0]
+    assert not ray.wait([held], timeout=0)[0], "its task goes on holding the first one"
+    assert service.ended(service.submit()).job.status == JobStatus.SUCCEEDED, "the other one is left"
+    waiting = service.submit()
+    wait_for(lambda: len(service.submitted) == 3, what="the third task")
+    with pytest.raises(AssertionError, match="did not come about"):
+        wait_for(lambda: service.find(waiting).steps[0].started_at, seconds=2)
+    ray.cancel(held, force=True)
+    assert service.ended(waiting).job.status == JobStatus.SUCCEEDED, "now that it is clean"
+
+
+def test_a_step_that_was_taken_away_is_left_alone(service: Dispatching) -> None:
     service.start("hang")
     new = service.submit()
     wait_for(lambda: service.find(new).steps[0].started_at, what="the start")
@@ -368,7 +208,7 @@ def test_a_step_that_was_taken_away_is_left_alone(service: Service) -> None:
 
 @pytest.mark.parametrize("behaviour", ["hang", "stand still"])
 def test_the_process_of_an_attempt_that_was_replaced_is_ended(
-    service: Service, behaviour: str, monkeypatch: pytest.MonkeyPatch
+    service: Dispatching, behaviour: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     known: list[Whereabouts] = []
     ask = ClaimStore.whereabouts
@@ -392,7 +232,7 @@ def test_the_process_of_an_attempt_that_was_replaced_is_ended(
     assert service.status(new) == JobStatus.RUNNING, "nothing is written of it"
 
 
-def test_leaving_it_puts_back_what_it_cannot_wait_for_and_the_next_one_finishes_it(service: Service) -> None:
+def test_leaving_it_puts_back_what_it_cannot_wait_for_and_the_next_one_finishes_it(service: Dispatching) -> None:
     service.start("hang", drain=0.3)
     new = service.submit()
     wait_for(lambda: service.find(new).steps[0].started_at, what="the start")
@@ -409,7 +249,7 @@ def test_leaving_it_puts_back_what_it_cannot_wait_for_and_the_next_one_finishes_
     assert (record.job.status, record.steps[0].attempt) == (JobStatus.SUCCEEDED, 2)
 
 
-def test_leaving_it_cancels_what_was_to_be_cancelled_and_puts_none_of_it_back(service: Service) -> None:
+def test_leaving_it_cancels_what_was_to_be_cancelled_and_puts_none_of_it_back(service: Dispatching) -> None:
     service.start("hang", drain=0.3)
     new = service.submit()
     wait_for(lambda: service.find(new).steps[0].started_at, what="the start")
@@ -422,7 +262,7 @@ def test_leaving_it_cancels_what_was_to_be_cancelled_and_puts_none_of_it_back(se
     assert [event.code for event in service.jobs.events(new.id)][-2:] == ["step.cancelled", "job.cancelled"]
 
 
-def test_a_step_that_waits_for_a_gpu_is_cancelled_without_one(service: Service) -> None:
+def test_a_step_that_waits_for_a_gpu_is_cancelled_without_one(service: Dispatching) -> None:
     service.start(nowhere=1)
     new = service.submit()
     wait_for(lambda: service.status(new) == JobStatus.RUNNING, what="the claim")
@@ -431,7 +271,7 @@ def test_a_step_that_waits_for_a_gpu_is_cancelled_without_one(service: Service) 
     assert service.find(new).steps[0].started_at is None
 
 
-def test_a_supervisor_that_is_lost_while_cancelling_leaves_a_cancelled_job(service: Service) -> None:
+def test_a_supervisor_that_is_lost_while_cancelling_leaves_a_cancelled_job(service: Dispatching) -> None:
     service.start("hang")
     new = service.submit()
     wait_for(lambda: service.find(new).steps[0].started_at, what="the start")
@@ -441,7 +281,7 @@ def test_a_supervisor_that_is_lost_while_cancelling_leaves_a_cancelled_job(servi
     assert (record.job.status, record.job.error_json) == (JobStatus.CANCELLED, None)
 
 
-def test_leaving_it_waits_for_what_ends_in_time_and_claims_nothing_more(service: Service) -> None:
+def test_leaving_it_waits_for_what_ends_in_time_and_claims_nothing_more(service: Dispatching) -> None:
     service.start(drain=30)
     first = service.submit()
     wait_for(lambda: service.status(first) != JobStatus.QUEUED, what="the claim")
@@ -453,7 +293,7 @@ def test_leaving_it_waits_for_what_ends_in_time_and_claims_nothing_more(service:
         wait_for(lambda: service.status(late) != JobStatus.QUEUED, seconds=1.5)
 
 
-def test_slots_follow_the_cluster_s_gpus_and_one_more(service: Service) -> None:
+def test_slots_follow_the_cluster_s_gpus_and_one_more(service: Dispatching) -> None:
     nodes = [GpuNode(id="a", address="10.0.0.1", gpus=1)]
     service.nodes = lambda: nodes
     service.start()
@@ -472,7 +312,7 @@ def test_the_cluster_tells_its_gpu_nodes() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_slot_is_unhealthy(service: Service) -> None:
+def test_a_dead_slot_is_unhealthy(service: Dispatching) -> None:
     service.start()
     wait_for(lambda: service.slots() == 2, what="the slots")
     assert service.dispatcher is not None
@@ -487,7 +327,7 @@ def test_a_dead_slot_is_unhealthy(service: Service) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_dead_loop_is_unhealthy(service: Service) -> None:
+def test_a_dead_loop_is_unhealthy(service: Dispatching) -> None:
     service.start()
     wait_for(lambda: service.slots() == 2, what="the slots")
 
@@ -498,7 +338,7 @@ def test_a_dead_loop_is_unhealthy(service: Service) -> None:
     wait_for(lambda: _is_unhealthy(service, "capacity"), what="the finding")
 
 
-def test_a_loop_goes_on_after_an_error(service: Service) -> None:
+def test_a_loop_goes_on_after_an_error(service: Dispatching) -> None:
     def fail() -> list[GpuNode]:
         raise ValueError("once")
 
@@ -510,7 +350,7 @@ def test_a_loop_goes_on_after_an_error(service: Service) -> None:
     assert not _is_unhealthy(service, "")
 
 
-def _is_unhealthy(service: Service, name: str) -> bool:
+def _is_unhealthy(service: Dispatching, name: str) -> bool:
     assert service.dispatcher is not None
     try:
         service.dispatcher.check()

@@ -78,7 +78,7 @@ def test_what_is_not_due_has_no_place_and_takes_none(engine: Engine, jobs: Jobs,
     assert _position(jobs, last.id) == 4
     jobs.cancel(cancelled.id)
     with engine.begin() as connection:
-        at = text("UPDATE steps SET next_attempt_at = now() + interval '1 hour' WHERE job_id = :id")
+        at = text("UPDATE steps SET next_attempt_at = now() + interval '5 minutes' WHERE job_id = :id")
         connection.execute(at, {"id": later.id})
         connection.execute(text("UPDATE steps SET lane = 'io' WHERE job_id = :id"), {"id": other_lane.id})
     assert [_position(jobs, new.id) for new in (cancelled, later, other_lane, last)] == [None, None, None, 1]

@@ -64,7 +64,7 @@ def busy(engine: Engine, model: NewModel, database_url: str) -> None:
         for statement, values in (
             ("UPDATE jobs SET created_at = now() - interval '1 hour' WHERE id = :id", {"id": waiting.id}),
             (
-                "UPDATE steps SET next_attempt_at = now() + interval '1 hour' WHERE job_id = :id",
+                "UPDATE steps SET next_attempt_at = now() + interval '5 minutes' WHERE job_id = :id",
                 {"id": retrying.id},
             ),
             ("UPDATE jobs SET status = 'failed' WHERE id = :id", {"id": failed.id}),
@@ -120,6 +120,23 @@ def test_slots_are_told_of_what_is_alive(
         figures = _figures(client)
     assert _of(figures, "dreamforge_dispatcher_slots", node="head") == 5, "of two, the one that was seen last"
     assert _of(figures, "dreamforge_node_gpus", node="10.0.0.7") == 2
+
+
+def test_each_gpu_s_memory_is_told_and_whether_it_may_be_drawn_on(client: TestClient, engine: Engine) -> None:
+    beats = HeartbeatStore(engine=engine)
+    figures = {"gpu_mem_used_before": 100, "peak_gpu_mem_used": None, "gpu_mem_used_after": 300}
+    for uuid_, is_healthy in (("GPU-1", True), ("GPU-2", False)):
+        info = {**figures, "gpu_uuid": uuid_, "is_healthy": is_healthy}
+        beats.beat(id=f"gpu:{uuid_}", kind="gpu", node="10.0.0.7", info=info)
+    told = _figures(client)
+    assert _of(told, "dreamforge_gpu_healthy", node="10.0.0.7", gpu="GPU-1") == 1
+    assert _of(told, "dreamforge_gpu_healthy", node="10.0.0.7", gpu="GPU-2") == 0
+    phases = {
+        dict(labels)["phase"]: value
+        for (name, labels), value in told.items()
+        if name == "dreamforge_gpu_memory_bytes" and dict(labels)["gpu"] == "GPU-2"
+    }
+    assert phases == {"before": 100, "after": 300}, "torch has not told of a peak"
 
 
 def test_names_follow_the_conventions(client: TestClient) -> None:

@@ -57,7 +57,7 @@ def test_a_failed_job_is_queued_with_its_budgets_and_keeps_what_it_has(
         connection.execute(
             text(
                 "UPDATE steps SET failures = 2, crashes = 3, rescues = 4,"
-                " next_attempt_at = now(), cancel_seen_at = now()"
+                " next_attempt_at = now(), cancel_seen_at = now(), metadata_json = metadata_json || '{\"rung\": 3}'"
             )
         )
     step = jobs.retry(new.id)
@@ -68,6 +68,7 @@ def test_a_failed_job_is_queued_with_its_budgets_and_keeps_what_it_has(
     (row,) = _steps(engine, new)
     assert (row["status"], row["attempt"]) == ("queued", 1)
     assert (row["failures"], row["crashes"], row["rescues"]) == (0, 0, 0)
+    assert row["metadata_json"] == {"node": "n"}, "it begins with all the memory that there is"
     cleared = (
         "next_attempt_at", "lease_token", "lease_expires_at", "cancel_seen_at", "started_at", "finished_at",
         "outcome_json", "error_json",

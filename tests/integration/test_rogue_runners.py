@@ -27,7 +27,7 @@ pytestmark = pytest.mark.timeout(120)
 @pytest.fixture(autouse=True)
 def short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
     """Half a second from SIGTERM to SIGKILL."""
-    monkeypatch.setattr("dreamforge.worker.supervisor.STOP_GRACE", 0.5)
+    monkeypatch.setattr("dreamforge.worker.session.STOP_GRACE", 0.5)
 
 
 def _runners() -> list[psutil.Process]:

@@ -280,12 +280,12 @@ def test_an_image_of_an_attempt_that_was_replaced_meanwhile_does_not_stay_in_the
     keys: list[str] = []
     publish = AttemptStore.publish
 
-    def replaced_first(self: AttemptStore, new: NewArtifact) -> None:
+    def replaced_first(self: AttemptStore, new: NewArtifact, *, number: int = 0) -> None:
         keys.append(new.s3_key)
         bench.download(new.s3_key)
         with bench.engine.begin() as connection:
             connection.execute(text("UPDATE steps SET lease_token = gen_random_uuid()"))
-        publish(self, new)
+        publish(self, new, number=number)
 
     monkeypatch.setattr(AttemptStore, "publish", replaced_first)
     new = bench.submit()
@@ -305,8 +305,8 @@ def test_one_that_was_replaced_while_it_stood_still_uploads_nothing(
     monkeypatch.setattr(Blobs, "put", lambda _self, key, _data, **_: uploads.append(key))
     ask = AttemptStore.begin_item
 
-    def replaced_first(self: AttemptStore, event: ItemStarted) -> None:
-        ask(self, event)
+    def replaced_first(self: AttemptStore, event: ItemStarted, *, number: int = 0) -> None:
+        ask(self, event, number=number)
         with bench.engine.begin() as connection:
             connection.execute(text("UPDATE steps SET lease_token = gen_random_uuid()"))
 

@@ -1,14 +1,13 @@
-"""The GPU's memory around a step, over NVML's interface: there is no card here, so its functions are played."""
+"""The GPU's memory around a step, by NVML: there is no card here, so its library is played."""
 
 import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pynvml
@@ -18,108 +17,59 @@ from dreamforge.errors import Cancelled, GpuError
 from dreamforge.jobs.events import GpuMemory, GpuMemoryLeaked, Level
 from dreamforge.worker.gpu import BrokenGpu, GpuDevice, NoGpu, count_gpus, read_memory, visible_gpu
 from dreamforge.worker.gpu_lock import gpu_lock
-from dreamforge.worker.memory import MIB, MemoryWatch
+from dreamforge.worker.memory import MIB, MemoryLevel, MemoryWatch
+from tests.nvml.fake_nvml import NOT_AVAILABLE, Card, FakeMachine, Slice
+from tests.service import wait_for
 
 FIRST, SECOND = "GPU-11111111", "GPU-22222222"
-
-
-@dataclass
-class Machine:
-    """What NVML answers: cards by UUID, readings one after another (the last stays), the error of a call by name."""
-
-    cards: list[str] = field(default_factory=lambda: [FIRST, SECOND])
-    used: list[int] = field(default_factory=lambda: [100 * MIB])
-    errors: dict[str, int] = field(default_factory=dict[str, int])
-    opened: int = 0
-
-    def call(self, name: str, answer: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*arguments: Any) -> Any:
-            if name in self.errors:
-                raise pynvml.NVMLError(self.errors[name])
-            return answer(*arguments)
-
-        return called
-
-    def opens(self) -> None:
-        self.opened += 1
-
-    def closes(self) -> None:
-        self.opened -= 1
-
-    def by_index(self, index: int) -> str:
-        if index >= len(self.cards):
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_INVALID_ARGUMENT)
-        return self.cards[index]
-
-    def by_uuid(self, uuid: bytes) -> str:
-        if uuid.decode() not in self.cards:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
-        return uuid.decode()
-
-    def memory(self, _: str) -> SimpleNamespace:
-        return SimpleNamespace(used=self.used.pop(0) if len(self.used) > 1 else self.used[0], total=8192 * MIB)
-
-
-@pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
-    machine = Machine()
-    for name, answer in {
-        "nvmlInit": machine.opens,
-        "nvmlShutdown": machine.closes,
-        "nvmlDeviceGetCount": lambda: len(machine.cards),
-        "nvmlDeviceGetHandleByIndex": machine.by_index,
-        "nvmlDeviceGetHandleByUUID": machine.by_uuid,
-        "nvmlDeviceGetUUID": lambda handle: handle,
-        "nvmlDeviceGetName": lambda _: b"a card of long ago, whose name is bytes",
-        "nvmlDeviceGetMemoryInfo": machine.memory,
-    }.items():
-        monkeypatch.setattr(pynvml, name, machine.call(name, answer))
-    return machine
 
 
 @pytest.mark.parametrize(
     ("variable", "uuid"),
     [(None, FIRST), ("0", FIRST), ("1", SECOND), (" 1 ,0", SECOND), (SECOND, SECOND), (f"{SECOND},{FIRST}", SECOND)],
 )
-def test_the_gpu_is_the_first_that_the_variable_names(machine: Machine, variable: str | None, uuid: str) -> None:
+def test_the_gpu_is_the_first_that_the_variable_names(nvml: FakeMachine, variable: str | None, uuid: str) -> None:
     device = visible_gpu(variable)
     assert isinstance(device, GpuDevice)
-    assert (device.uuid, device.name) == (uuid, "a card of long ago, whose name is bytes")
-    assert machine.opened == 0
+    assert (device.uuid, device.name) == (uuid, "a card of nobody's")
+    assert nvml.calls("nvmlInitWithFlags") == nvml.calls("nvmlShutdown") == 1
 
 
 @pytest.mark.parametrize("variable", ["", "-1", "NoDevFiles"])
-def test_a_variable_that_names_none_means_none(machine: Machine, variable: str) -> None:
+def test_a_variable_that_names_none_means_none(nvml: FakeMachine, variable: str) -> None:
     assert isinstance(visible_gpu(variable), NoGpu)
-    assert machine.opened == 0
+    assert nvml.calls("nvmlShutdown") == 1
 
 
 @pytest.mark.parametrize("error", [pynvml.NVML_ERROR_LIBRARY_NOT_FOUND, pynvml.NVML_ERROR_DRIVER_NOT_LOADED])
-def test_a_machine_without_a_driver_has_none(machine: Machine, error: int) -> None:
-    machine.errors["nvmlInit"] = error
+def test_a_machine_without_a_driver_has_none(nvml: FakeMachine, error: int) -> None:
+    nvml.errors["nvmlInitWithFlags"] = error
+    nvml.write()
     assert isinstance(visible_gpu("0"), NoGpu)
     assert count_gpus() == 0
 
 
-def test_a_driver_without_a_card_means_none(machine: Machine) -> None:
-    machine.cards = []
+def test_a_driver_without_a_card_means_none(nvml: FakeMachine) -> None:
+    nvml.devices = []
+    nvml.write()
     assert isinstance(visible_gpu("0"), NoGpu)
     assert count_gpus() == 0
 
 
 @pytest.mark.parametrize("variable", ["2", "GPU-33333333"])
-def test_a_card_that_was_named_and_is_not_there_is_broken(machine: Machine, variable: str) -> None:
+def test_a_card_that_was_named_and_is_not_there_is_broken(nvml: FakeMachine, variable: str) -> None:
     gpu = visible_gpu(variable)
     assert isinstance(gpu, BrokenGpu)
     assert variable in gpu.reason
-    assert machine.opened == 0
+    assert nvml.calls("nvmlShutdown") == 1
 
 
 @pytest.mark.parametrize("error", [pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH, pynvml.NVML_ERROR_GPU_IS_LOST])
 def test_a_failing_driver_is_broken_and_a_step_for_it_fails_instead_of_using_the_cpu(
-    machine: Machine, error: int
+    nvml: FakeMachine, error: int
 ) -> None:
-    machine.errors["nvmlInit"] = error
+    nvml.errors["nvmlInitWithFlags"] = error
+    nvml.write()
     watch = MemoryWatch(gpu=visible_gpu("0"), settle_seconds=0, tolerance_mib=64)
     assert watch.torch_device == "cuda"
     with pytest.raises(GpuError):
@@ -134,15 +84,15 @@ def test_this_machine_answers_one_way_or_the_other() -> None:
         assert 0 <= read_memory(gpu).used_bytes <= read_memory(gpu).total_bytes
 
 
-def _watch(*, settle_seconds: float = 5.0) -> MemoryWatch:
-    return MemoryWatch(gpu=visible_gpu("0"), settle_seconds=settle_seconds, tolerance_mib=64)
+def _watch(*, settle_seconds: float = 5.0, is_other: Callable[[int], bool] = lambda _: False) -> MemoryWatch:
+    return MemoryWatch(gpu=visible_gpu("0"), settle_seconds=settle_seconds, tolerance_mib=64, is_other=is_other)
 
 
-def test_readings_before_at_the_peak_and_after(machine: Machine) -> None:
-    machine.used = [100 * MIB, 164 * MIB]
+def test_readings_before_at_the_peak_and_after(nvml: FakeMachine) -> None:
     watch = _watch()
     before = watch.before()
     watch.note_peak(3000 * MIB)
+    _use(nvml, 164)
     peak, after = watch.after()
     assert [event.phase for event in (before, peak, after)] == ["before", "peak", "after"]
     assert [event.used_bytes for event in (before, peak, after)] == [100 * MIB, 3000 * MIB, 164 * MIB]
@@ -156,30 +106,109 @@ def test_readings_before_at_the_peak_and_after(machine: Machine) -> None:
     }
 
 
-def test_memory_that_comes_back_late_is_waited_for(machine: Machine) -> None:
-    machine.used = [100 * MIB, 5000 * MIB, 2000 * MIB, 165 * MIB, 120 * MIB, 999 * MIB]
-    watch = _watch()
+def _use(nvml: FakeMachine, used: int, *, processes: dict[int, int] | None = None) -> None:
+    nvml.devices[0].used = used
+    nvml.devices[0].processes = processes or {}
+    nvml.write()
+
+
+def test_memory_that_comes_back_late_is_waited_for(nvml: FakeMachine) -> None:
+    watch = _watch(settle_seconds=30)
     watch.before()
+    _use(nvml, 5000)
+    before = nvml.calls("nvmlDeviceGetMemoryInfo")
+
+    def give_back() -> None:
+        wait_for(lambda: nvml.calls("nvmlDeviceGetMemoryInfo") >= before + 3)
+        _use(nvml, 120)
+
+    giver = threading.Thread(target=give_back)
+    giver.start()
     _, after = watch.after()
+    giver.join()
     assert type(after) is GpuMemory
     assert after.used_bytes == 120 * MIB
 
 
-def test_memory_that_stays_is_reported_as_leaked(machine: Machine) -> None:
-    machine.used = [100 * MIB, 165 * MIB]
+def test_memory_that_stays_is_reported_as_leaked(nvml: FakeMachine) -> None:
     watch = _watch(settle_seconds=0.3)
     watch.before()
+    _use(nvml, 165)
     _, after = watch.after()
     assert isinstance(after, GpuMemoryLeaked)
     assert after.level is Level.ERROR
     assert after.payload()["error_code"] == "gpu_memory_leaked"
     assert watch.figures()["gpu_mem_used_after"] == 165 * MIB
+    assert watch.has_leaked
 
 
-def test_a_card_that_is_lost_during_the_step_does_not_change_how_the_step_ended(machine: Machine) -> None:
+def test_what_others_take_meanwhile_is_not_ours(nvml: FakeMachine) -> None:
+    _use(nvml, 600, processes={4711: 500})
+    watch = _watch(settle_seconds=0.3, is_other=lambda pid: pid == 4712)
+    assert watch.before().others_bytes == 500 * MIB
+    # One that was there before takes more, another one comes.
+    _use(nvml, 2600, processes={4711: 1500, 4712: 1000})
+    _, after = watch.after()
+    assert type(after) is GpuMemory
+    assert after.others_bytes == 2500 * MIB
+    assert watch.level == MemoryLevel(everybody=600 * MIB, own=100 * MIB)
+
+
+def test_what_a_process_of_ours_still_holds_is(nvml: FakeMachine) -> None:
+    watch = _watch(settle_seconds=0.3, is_other=lambda _: False)
+    watch.before()
+    _use(nvml, 1100, processes={4713: 1000})
+    _, after = watch.after()
+    assert isinstance(after, GpuMemoryLeaked)
+    assert after.others_bytes == 0
+
+
+def test_where_the_driver_does_not_tell_whose_it_is_all_counts(nvml: FakeMachine) -> None:
+    _use(nvml, 600, processes={4711: 500})
+    watch = _watch(settle_seconds=0.3)
+    watch.before()
+    _use(nvml, 620, processes={4711: NOT_AVAILABLE})
+    assert type(watch.after()[1]) is GpuMemory
+    _use(nvml, 700, processes={4711: NOT_AVAILABLE})
+    assert isinstance(watch.after()[1], GpuMemoryLeaked)
+
+
+@pytest.mark.parametrize(
+    ("variable", "uuid"),
+    [(None, "MIG-1a"), ("0", "MIG-1a"), (FIRST, "MIG-1a"), ("MIG-1b", "MIG-1b"), ("GPU-2", SECOND), ("1", SECOND)],
+)
+def test_of_a_card_in_slices_the_one_that_cuda_takes_is_measured(
+    nvml: FakeMachine, variable: str | None, uuid: str
+) -> None:
+    nvml.devices = [
+        Card(FIRST, mig=True, used=4000),
+        Card(SECOND, mig=False, used=50),
+        Slice("MIG-1a", FIRST, used=11),
+        Slice("MIG-1b", FIRST, used=12),
+    ]
+    nvml.write()
+    device = visible_gpu(variable)
+    assert isinstance(device, GpuDevice)
+    assert device.uuid == uuid
+    assert read_memory(device).used_bytes == {"MIG-1a": 11, "MIG-1b": 12, SECOND: 50}[uuid] * MIB
+
+
+def test_a_card_that_is_to_be_cut_and_has_no_slices_is_broken(nvml: FakeMachine) -> None:
+    nvml.devices = [Card(FIRST, mig=True)]
+    nvml.write()
+    assert isinstance(visible_gpu("0"), BrokenGpu)
+
+
+def test_the_beginning_of_a_uuid_that_two_cards_share_names_neither(nvml: FakeMachine) -> None:
+    assert isinstance(visible_gpu("GPU-"), BrokenGpu)
+    assert nvml.calls("nvmlShutdown") == 1
+
+
+def test_a_card_that_is_lost_during_the_step_does_not_change_how_the_step_ended(nvml: FakeMachine) -> None:
     watch = _watch()
     watch.before()
-    machine.errors["nvmlDeviceGetMemoryInfo"] = pynvml.NVML_ERROR_GPU_IS_LOST
+    nvml.errors["nvmlDeviceGetMemoryInfo"] = pynvml.NVML_ERROR_GPU_IS_LOST
+    nvml.write()
     _, after = watch.after()
     assert (after.phase, after.available, after.gpu_uuid) == ("after", False, FIRST)
     assert after.message

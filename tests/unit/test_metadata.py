@@ -199,6 +199,7 @@ def test_our_own_chunk_holds_everything_as_it_was(given_: GenerationParameters) 
     content = json.loads(given_.dreamforge_json())
     expected = dataclasses.asdict(given_)
     expected["model"] = expected.pop("model_name")
+    expected["memory_savings"] = list(given_.memory_savings)
     assert content == expected
 
 
@@ -206,6 +207,7 @@ def test_our_own_chunk_has_these_keys() -> None:
     assert set(json.loads(FOX.dreamforge_json())) == {
         "prompt", "negative_prompt", "seed", "scheduler", "steps", "guidance_scale", "width", "height",
         "checkpoint_hash", "model", "job_id", "item_index", "version",
+        "memory_savings",
     }  # fmt: skip
 
 

@@ -1,0 +1,96 @@
+"""What an attempt needs to know about its step."""
+
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Select, select
+
+from dreamforge.store.tables import ArtifactRow, ItemRow, JobRow, ModelRow, StepRow
+
+RUNG = "rung"
+"""Where a step's metadata say how far it has degraded."""
+
+
+@dataclass(frozen=True)
+class StepModel:
+    """The model a step draws with. ``local_path`` is the registry's, absolute."""
+
+    id: uuid.UUID
+    name: str
+    kind: str
+    checkpoint_hash: str | None
+    local_path: str | None
+
+
+@dataclass(frozen=True)
+class StepItem:
+    """An item that has no artifact yet. ``seed`` is set when an earlier attempt had begun it."""
+
+    index: int
+    seed: int | None
+
+
+@dataclass(frozen=True)
+class StepCall:
+    """Everything an attempt needs to know about its step.
+
+    ``items`` are those still to be made; ``rung`` is how far it has degraded, 0 to ``memory_ladder.LAST_RUNG``.
+    """
+
+    step: str
+    user_id: str
+    params: dict[str, Any]
+    options: dict[str, Any]
+    model: StepModel | None
+    items: tuple[StepItem, ...]
+    rung: int = 0
+
+
+def read_call(connection: Connection, step_id: uuid.UUID) -> StepCall:
+    """The step's call, with the items that have no artifact yet."""
+    row = connection.execute(_call_of(step_id)).one()
+    return StepCall(
+        step=row.step,
+        user_id=row.user_id,
+        params=row.params_json,
+        options=row.options_json,
+        model=StepModel(row.id, row.name, row.kind, row.checkpoint_hash, row.local_path) if row.id else None,
+        items=read_missing_items(connection, step_id),
+        rung=row.rung or 0,
+    )
+
+
+def read_missing_items(connection: Connection, step_id: uuid.UUID) -> tuple[StepItem, ...]:
+    """The items that have no artifact yet, in order."""
+    rows = connection.execute(_missing_items(step_id)).all()
+    return tuple(StepItem(index=row.item_index, seed=row.seed) for row in rows)
+
+
+def _call_of(step_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
+    return (
+        select(
+            StepRow.name.label("step"),
+            JobRow.user_id,
+            JobRow.params_json,
+            JobRow.options_json,
+            ModelRow.id,
+            ModelRow.name,
+            ModelRow.kind,
+            ModelRow.checkpoint_hash,
+            ModelRow.local_path,
+            StepRow.metadata_json[RUNG].as_integer().label("rung"),
+        )
+        .join(JobRow, JobRow.id == StepRow.job_id)
+        .outerjoin(ModelRow, ModelRow.id == JobRow.model_id)
+        .where(StepRow.id == step_id)
+    )
+
+
+def _missing_items(step_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
+    made = select(ArtifactRow.item_index).where(ArtifactRow.step_id == step_id)
+    return (
+        select(ItemRow.item_index, ItemRow.seed)
+        .where(ItemRow.step_id == step_id, ItemRow.item_index.not_in(made))
+        .order_by(ItemRow.item_index)
+    )

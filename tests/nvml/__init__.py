@@ -1,0 +1,1 @@
+"""A stand-in for NVIDIA's library: there is no card here."""
