@@ -5,8 +5,9 @@ ever claimed in Postgres. Each lane has one RQ queue and each worker listens on 
 jobs silently when it is killed (rq/rq#1716, rq/rq#2079).
 """
 
+import contextlib
 import logging
-import time
+import threading
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from rq import Queue
+from rq.exceptions import DequeueTimeout
 from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.timeouts import TimerDeathPenalty
@@ -34,6 +36,9 @@ REQUEST_TIMEOUT = 0.5
 """Seconds a request may wait for Redis."""
 QUEUE_NAMES = {Lane.GPU: "steps", Lane.IO: "downloads"}
 _POLL_SECONDS = 1
+_LISTEN_TIMEOUT = 3.0
+"""Seconds without an answer after which whoever listens takes Redis for away: more than a poll takes."""
+_AWAY_PAUSE = 1.0
 _WORKER_TTL = 60
 
 log = logging.getLogger(__name__)
@@ -157,7 +162,8 @@ class _TicketWorker(SimpleWorker):
 
     death_penalty_class = TimerDeathPenalty
     log_result_lifespan = False
-    max_connection_wait_time = 2.0
+    # RQ raises the connection's time limit to this one.
+    connection_timeout = _LISTEN_TIMEOUT  # pyright: ignore[reportAssignmentType, reportIncompatibleMethodOverride] - RQ's is a property
 
     def __init__(self, *, queue: Queue, redis: Redis) -> None:
         super().__init__(
@@ -168,6 +174,7 @@ class _TicketWorker(SimpleWorker):
             worker_ttl=_WORKER_TTL,
         )
         self.taken: Ticket | None = None
+        self.lost: RedisError | None = None
 
     @property
     def should_run_maintenance_tasks(self) -> bool:
@@ -194,12 +201,18 @@ class _TicketWorker(SimpleWorker):
         timeout: int | None,  # noqa: ARG002 - RQ's signature
         max_idle_time: int | None = None,  # noqa: ARG002 - RQ's signature
     ) -> tuple[Job, Queue] | None:
-        # RQ looks at its stop flag only between two messages.
-        while not self._stop_requested:
-            message = super().dequeue_job_and_maintain_ttl(_POLL_SECONDS, max_idle_time=_POLL_SECONDS)
-            if message is not None:
-                return message
+        # RQ looks at its stop flag only between two messages, and not at all while Redis is away.
+        try:
+            while not self._stop_requested:
+                self.heartbeat()
+                with contextlib.suppress(DequeueTimeout):
+                    return self._dequeue()
+        except RedisError as error:
+            self.lost = error
         return None
+
+    def _dequeue(self) -> tuple[Job, Queue] | None:
+        return Queue.dequeue_any(self.queues, _POLL_SECONDS, connection=self.connection, serializer=self.serializer)
 
     def execute_job(self, job: Job, queue: Queue) -> None:
         """Acknowledge the ticket and keep it; whoever waits for it acts on it once RQ is out of the way."""
@@ -218,42 +231,49 @@ class _TicketWorker(SimpleWorker):
 
 
 class TicketListener:
-    """Waits for tickets on one lane, in the thread that calls ``listen``."""
+    """Waits for tickets on one lane, in the thread that calls ``listen``.
 
-    def __init__(self, *, redis_url: str, lane: Lane, on_ticket: Callable[[Ticket], None]) -> None:
+    ``on_silence`` is called every few seconds while Redis is away, and when an answer of its was lost: there may have
+    been a ticket in it.
+    """
+
+    def __init__(
+        self, *, redis_url: str, lane: Lane, on_ticket: Callable[[Ticket], None], on_silence: Callable[[], None]
+    ) -> None:
         self._redis_url = redis_url
         self._lane = lane
         self._on_ticket = on_ticket
-        self._ending = False
+        self._on_silence = on_silence
+        self._ending = threading.Event()
         self._worker: _TicketWorker | None = None
 
     def listen(self) -> None:
-        """Hand every ticket to ``on_ticket`` until ``end`` is called; outlasts Redis' absences.
-
-        Raises what ``on_ticket`` raises.
-        """
-        while not self._ending:
-            ticket = self._next()
-            if ticket is not None and not self._ending:
-                self._on_ticket(ticket)
+        """Hand every ticket to ``on_ticket`` until ``end`` is called. Raises what the two that are called raise."""
+        while not self._ending.is_set():
+            try:
+                ticket = self._next()
+            except RedisError as error:
+                log.warning("Redis is away", extra={"reason": str(error)[:200]})
+                self._on_silence()
+                self._ending.wait(_AWAY_PAUSE)
+            else:
+                if ticket is not None and not self._ending.is_set():
+                    self._on_ticket(ticket)
 
     def _next(self) -> Ticket | None:
-        try:
-            # A connection of its own: RQ's worker raises the time limit of the pool it is given.
-            with connect(self._redis_url, timeout=5) as redis:
-                queue = Queue(QUEUE_NAMES[self._lane], connection=redis, serializer=JSONSerializer)
-                self._worker = _TicketWorker(queue=queue, redis=redis)
-                if not self._ending:
-                    # One message, then out: RQ would swallow what goes wrong while it is acted on.
-                    self._worker.work(max_jobs=1, logging_level="WARNING")
-                return self._worker.taken
-        except RedisError as error:
-            log.warning("Redis is away", extra={"reason": str(error)[:200]})
-            time.sleep(1)
-            return None
+        # A connection of its own: RQ's worker changes the time limit of the pool it is given.
+        with connect(self._redis_url, timeout=_LISTEN_TIMEOUT) as redis:
+            queue = Queue(QUEUE_NAMES[self._lane], connection=redis, serializer=JSONSerializer)
+            self._worker = _TicketWorker(queue=queue, redis=redis)
+            if not self._ending.is_set():
+                # One message, then out: RQ would swallow what goes wrong while it is acted on.
+                self._worker.work(max_jobs=1, logging_level="WARNING")
+            if self._worker.lost is not None:
+                raise self._worker.lost
+            return self._worker.taken
 
     def end(self) -> None:
-        """Make ``listen`` return within about a second."""
-        self._ending = True
+        """Make ``listen`` return within about a second, or a few while Redis is away."""
+        self._ending.set()
         if self._worker is not None:
             self._worker.request_end()

@@ -1,7 +1,9 @@
 """From a request to a job in Postgres and a ticket in the queue; the same for a job that is queued again."""
 
+import asyncio
 import logging
 import uuid
+from collections.abc import Coroutine
 from dataclasses import dataclass
 
 from uuid6 import uuid7
@@ -13,12 +15,15 @@ from dreamforge.errors import QueueUnavailable
 from dreamforge.jobs.job import JobType, Lane, Priority
 from dreamforge.jobs.plan import plan
 from dreamforge.models.parameters import resolve_parameters
-from dreamforge.queue import Ticket
+from dreamforge.queue import REQUEST_TIMEOUT, Ticket
 from dreamforge.store.engine import in_time
 from dreamforge.store.idempotency import IdempotencyKey
 from dreamforge.store.jobs import JobRecord, NewJob
 
 log = logging.getLogger(__name__)
+
+_RING_SECONDS = 0.25
+"""What a job that is accepted already waits for Redis: the outbox rings as well."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +88,21 @@ async def _new_job(request: CreateJob, state: ApiState, *, request_id: str, key:
 
 async def _require_queue(state: ApiState) -> None:
     if state.rules.redis_outage == "reject":
-        await state.redis_threads.run(state.tickets[Lane.GPU].ping)
+        await _in_time(state.redis_threads.run(state.tickets[Lane.GPU].ping), REQUEST_TIMEOUT)
 
 
 async def _ring(ticket: Ticket, lane: Lane, state: ApiState) -> None:
     try:
-        await state.redis_threads.run(state.tickets[lane].push, ticket)
+        await _in_time(state.redis_threads.run(state.tickets[lane].push, ticket), _RING_SECONDS)
     except QueueUnavailable:
         # The job is accepted: the outbox rings for it once Redis is back.
         log.warning("accepted a job while Redis is away", extra={"job_id": ticket.job_id})
+
+
+async def _in_time(asked: Coroutine[None, None, None], seconds: float) -> None:
+    # With the wait for a thread: while Redis hangs, all of them do.
+    try:
+        async with asyncio.timeout(seconds):
+            await asked
+    except TimeoutError as error:
+        raise QueueUnavailable from error

@@ -34,7 +34,10 @@ class Slot:
         self._lease_seconds = lease_seconds
         self._new_token = new_token
         self._ending = threading.Event()
-        self._listener = TicketListener(redis_url=redis_url, lane=lane, on_ticket=self._on_ticket)
+        # While nobody rings, work comes in all the same.
+        self._listener = TicketListener(
+            redis_url=redis_url, lane=lane, on_ticket=self._on_ticket, on_silence=self._run_due_steps
+        )
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:

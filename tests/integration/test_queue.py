@@ -31,7 +31,7 @@ def taken(redis: Redis, redis_url: str) -> Iterator[list[Ticket]]:
     """What a listener was handed so far."""
     assert redis.ping()
     tickets: list[Ticket] = []
-    listener = TicketListener(redis_url=redis_url, lane=Lane.GPU, on_ticket=tickets.append)
+    listener = TicketListener(redis_url=redis_url, lane=Lane.GPU, on_ticket=tickets.append, on_silence=lambda: None)
     thread = threading.Thread(target=listener.listen)
     thread.start()
     yield tickets
