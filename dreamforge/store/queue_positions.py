@@ -20,7 +20,8 @@ PLACES = text(
         ) AS place
         FROM jobs JOIN steps ON steps.job_id = jobs.id
         WHERE steps.status = 'queued' AND steps.lane = :lane
-          AND (steps.next_attempt_at IS NULL OR steps.next_attempt_at <= now())
+          AND (steps.next_attempt_at IS NULL
+               OR NOT steps.next_attempt_at BETWEEN now() AND now() + interval '10 minutes')
           AND jobs.status IN ('queued', 'running') AND jobs.cancel_requested_at IS NULL
         ORDER BY CASE jobs.priority WHEN 'high' THEN 0 WHEN 'normal' THEN 1 ELSE 2 END, jobs.created_at, jobs.id
         LIMIT :farthest

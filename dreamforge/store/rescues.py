@@ -14,6 +14,8 @@ from dreamforge.store.endings import RULES, RetryRules, end_attempt
 from dreamforge.store.engine import database_errors, tells_of_absence
 from dreamforge.store.fence import Fence
 
+LONGEST_LEASE = 3600.0
+"""Seconds that no setting exceeds."""
 _LOCK = 0x0D4EA3F1
 """One rescuer at a time, for the length of a transaction."""
 
@@ -21,12 +23,14 @@ _TRY_LOCK = text("SELECT pg_try_advisory_xact_lock(:key)")
 
 _NOW = text("SELECT extract(epoch FROM clock_timestamp())")
 
+# A lease that ends later than anybody would write is one from before the database's clock was set back.
 # The job row first, then the step. What somebody else holds just now is being written to: it is not lapsed for long.
 _LAPSED = text(
     """
     SELECT jobs.id AS job_id, steps.id AS step_id, steps.attempt, steps.lease_token
     FROM jobs JOIN steps ON steps.job_id = jobs.id
-    WHERE steps.status = 'running' AND steps.lease_expires_at < now() AND steps.id != ALL(:skip)
+    WHERE steps.status = 'running' AND steps.id != ALL(:skip)
+      AND NOT steps.lease_expires_at BETWEEN now() AND now() + make_interval(secs => :longest)
     ORDER BY steps.lease_expires_at LIMIT 1
     FOR UPDATE OF jobs, steps SKIP LOCKED
     """
@@ -80,7 +84,7 @@ class RescueStore:
 
 
 def _lapsed(connection: Connection, skip: Collection[uuid.UUID]) -> Fence | None:
-    row = connection.execute(_LAPSED, {"skip": list(skip)}).first()
+    row = connection.execute(_LAPSED, {"skip": list(skip), "longest": LONGEST_LEASE}).first()
     if row is None:
         return None
     return Fence(job_id=row.job_id, step_id=row.step_id, attempt=row.attempt, lease_token=row.lease_token)

@@ -53,11 +53,13 @@ _STEPS = "SELECT lane, status, count(*) FROM steps WHERE status = ANY(:statuses)
 # A step is due from its creation, which is its job's or its predecessor's end, or from the time a retry was set to.
 _BACKLOG = """
     SELECT steps.lane, count(*),
-           extract(epoch FROM now() - min(coalesce(steps.next_attempt_at, before.finished_at, jobs.created_at)))
+           greatest(0, extract(
+               epoch FROM now() - min(coalesce(steps.next_attempt_at, before.finished_at, jobs.created_at))))
     FROM steps
     JOIN jobs ON jobs.id = steps.job_id
     LEFT JOIN steps AS before ON before.job_id = steps.job_id AND before.position = steps.position - 1
-    WHERE steps.status = 'queued' AND (steps.next_attempt_at IS NULL OR steps.next_attempt_at <= now())
+    WHERE steps.status = 'queued'
+      AND (steps.next_attempt_at IS NULL OR NOT steps.next_attempt_at BETWEEN now() AND now() + interval '10 minutes')
     GROUP BY steps.lane
 """
 _FAILURES = """

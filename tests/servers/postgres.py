@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psycopg
@@ -30,20 +31,34 @@ def _binaries() -> Path | None:
 
 
 class DebianPostgres:
-    """A PostgreSQL server with a password that has to be quoted in a URL."""
+    """A PostgreSQL server with a password that has to be quoted in a URL.
 
-    def __init__(self, *, port: int, log: Path) -> None:
+    ``more``: settings, as `name=value`.
+    """
+
+    def __init__(self, *, port: int, log: Path, more: Sequence[str] = ()) -> None:
         self._binaries = _binaries()
         self._port = port
         self._log = log
+        self._environment: Mapping[str, str] | None = None
+        self._more = [argument for setting in more for argument in ("-c", setting)]
         self._user = "postgres" if os.geteuid() == 0 else None
         # Not below pytest's folder, which is closed to the server's user.
         self._folder = Path(tempfile.mkdtemp(prefix="df-debian-postgres-"))
         self._server: ServerProcess | None = None
 
+    @property
+    def folder(self) -> Path:
+        """Where it keeps everything, readable for its user."""
+        return self._folder
+
     def url(self, database: str = "postgres") -> str:
         """`postgresql://…` of one of its databases."""
         return f"postgresql://{OWNER}:{_QUOTED_PASSWORD}@127.0.0.1:{self._port}/{database}"
+
+    def set_environment(self, environment: Mapping[str, str]) -> None:
+        """What it finds there when it is started."""
+        self._environment = environment
 
     def start(self) -> None:
         """Make the cluster the first time, start the server, and return once it answers."""
@@ -52,11 +67,16 @@ class DebianPostgres:
             self._initialise(data)
         command = [
             f"{self._binaries}/postgres", "-D", str(data), "-h", "127.0.0.1", "-p", str(self._port),
-            "-c", f"unix_socket_directories={self._folder}", "-c", "fsync=off",
+            "-c", f"unix_socket_directories={self._folder}", "-c", "fsync=off", *self._more,
         ]  # fmt: skip
         self._server = ServerProcess(
             Program(
-                name="Debian's PostgreSQL", command=command, log=self._log, user=self._user, stop_signal=signal.SIGINT
+                name="Debian's PostgreSQL",
+                command=command,
+                log=self._log,
+                environment=self._environment,
+                user=self._user,
+                stop_signal=signal.SIGINT,
             )
         )
         self._server.wait_until(self._answers, timeout=_START_SECONDS)
