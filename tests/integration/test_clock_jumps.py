@@ -8,14 +8,13 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from sqlalchemy import Engine, text
+from sqlalchemy import text
 
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.embedded.ports import free_port
 from dreamforge.jobs.job import JobStatus
 from dreamforge.settings import inherited_environment
 from dreamforge.store import migrate
-from dreamforge.store.engine import open_engine
 from tests.conftest import create_database
 from tests.faults import faketime_library
 from tests.figures import Tell
@@ -97,16 +96,6 @@ def database_url(clocked: tuple[ClockedPostgres, str], clock: Clock) -> str:
     """Its database."""
     assert clock
     return clocked[1]
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """With no jobs in it yet."""
-    engine = open_engine(database_url, application="tests", pool_size=12)
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE jobs, models, heartbeats CASCADE"))
-    yield engine
-    engine.dispose()
 
 
 def test_the_server_goes_by_its_clock(database_url: str, clock: Clock) -> None:

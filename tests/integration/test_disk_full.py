@@ -12,13 +12,11 @@ from sqlalchemy import Engine, text
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.embedded.ports import free_port
 from dreamforge.store import migrate
-from dreamforge.store.engine import open_engine
 from dreamforge.store.models import NewModel
 from tests.conftest import create_database
 from tests.faults import full_disk, small_disk
 from tests.figures import Tell
 from tests.integration.door import assert_envelope
-from tests.integration.factories import a_model
 from tests.integration.live_api import LiveApi, new_job
 from tests.servers import postgres as postgres_of_debian
 from tests.servers.postgres import DebianPostgres
@@ -55,22 +53,6 @@ def cramped(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
 def database_url(cramped: tuple[Path, str]) -> str:
     """Its database."""
     return cramped[1]
-
-
-@pytest.fixture
-def engine(database_url: str) -> Iterator[Engine]:
-    """With no jobs in it yet."""
-    engine = open_engine(database_url, application="tests")
-    with engine.begin() as connection:
-        connection.execute(text("TRUNCATE jobs, models, heartbeats CASCADE"))
-    yield engine
-    engine.dispose()
-
-
-@pytest.fixture
-def model(engine: Engine) -> NewModel:
-    """The one model there is."""
-    return a_model(engine, name="tiny")
 
 
 def test_what_was_accepted_before_is_there_afterwards_and_nothing_else(

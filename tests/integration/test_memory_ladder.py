@@ -9,6 +9,7 @@ from sqlalchemy import text
 from dreamforge.images.metadata import read_png
 from dreamforge.jobs.memory_ladder import LAST_RUNG, savings
 from dreamforge.store.endings import EndingStore
+from tests.integration.absence import finalize_and_claim
 from tests.integration.bench import Bench
 from tests.integration.rogue import rogue
 
@@ -64,10 +65,8 @@ def test_the_next_attempt_goes_on_where_the_last_one_had_got_to(bench: Bench) ->
     claimed = bench.claim()
     failure = bench.supervise(claimed, runner=rogue("exit_badly", draws=0)).failure
     assert failure is not None
-    EndingStore(engine=bench.engine).finalize(claimed.fence)
-    with bench.engine.begin() as connection:
-        connection.execute(text("UPDATE steps SET next_attempt_at = NULL"))
-    assert bench.supervise(bench.claim(), runner=rogue("run_out_of_memory")).failure is None
+    again = finalize_and_claim(bench, claimed)
+    assert bench.supervise(again, runner=rogue("run_out_of_memory")).failure is None
     assert [event["rung"] for event in _of(bench, new.id, "step.degraded")] == [4]
 
 

@@ -1,7 +1,5 @@
 """One step under its supervisor while the object store is away, each way that it can be."""
 
-import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -16,7 +14,7 @@ from dreamforge.blobs import Blobs
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.embedded.ports import free_port
 from dreamforge.worker.saving import MOST_HELD
-from tests.faults import full_disk, small_disk
+from tests.faults import full_disk, small_disk, stopped
 from tests.figures import Tell
 from tests.integration.absence import absence, begun, finalize_and_claim, finished, warnings
 from tests.integration.bench import Bench, runner_of_this_process
@@ -235,12 +233,7 @@ def test_a_store_that_takes_its_time_costs_nothing_but_time(bench: Bench) -> Non
     assert not warnings(bench, new)
 
 
-@contextmanager
-def _frozen(bench: Bench) -> Generator[None]:
+def _frozen(bench: Bench) -> AbstractContextManager[None]:
     server = bench.store.process
     assert server is not None
-    os.kill(server.pid, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        os.kill(server.pid, signal.SIGCONT)
+    return stopped(server.pid)
