@@ -177,7 +177,9 @@ def test_images_are_private(stack: RunningStack) -> None:
     bare = url.partition("?")[0]
     assert web.get(url).status_code == 200
     assert web.get(bare).status_code in {400, 401, 403}
-    assert web.get(re.sub(r"Signature=.", "Signature=0", url)).status_code in {400, 403}
+    signed, _, signature = url.partition("X-Amz-Signature=")
+    forged = f"{signed}X-Amz-Signature={'1' if signature.startswith('0') else '0'}{signature[1:]}"
+    assert web.get(forged).status_code in {400, 403}
     assert web.get(bare.rsplit("/", 6)[0]).status_code in {400, 401, 403}, "the bucket lists nothing either"
 
 

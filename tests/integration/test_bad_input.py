@@ -3,7 +3,6 @@
 import contextlib
 import json
 import logging
-import select
 import socket
 import uuid
 from collections.abc import Callable
@@ -385,8 +384,10 @@ def test_a_chunked_body_without_end_is_cut_at_the_limit(
             while sent < 64 * 1024 * 1024:
                 connection.sendall(b"2000\r\n" + b" " * 0x2000 + b"\r\n")
                 sent += 0x2000
-                while select.select([connection], [], [], 0)[0] and (part := connection.recv(65536)):
-                    told += part
+        # What arrived before a reset is still there to read.
+        with contextlib.suppress(ConnectionError):
+            while part := connection.recv(65536):
+                told += part
     assert told.startswith(b"HTTP/1.1 413 ")
     assert b'"body_too_large"' in told
     assert sent < 64 * 1024 * 1024, "the connection is cut"
