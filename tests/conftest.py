@@ -1,6 +1,7 @@
 """Real servers for the tests, each on a port and in a folder of its own."""
 
 import itertools
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,8 @@ from tests.servers.swift import Swift
 
 # A shell that starts the tests in the background has them ignore Ctrl-C, and so would every program they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# As in a runner: what is drawn in the tests' own process must not spin beside its servers. Before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # A busy machine is no reason to fail.
 settings.register_profile("dreamforge", deadline=None)
 settings.load_profile("dreamforge")

@@ -229,6 +229,7 @@ def test_its_environment_is_chosen_by_name() -> None:
     }
     assert environment["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
     assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
+    assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
 
 
 def test_the_module_knows_no_torch() -> None:
