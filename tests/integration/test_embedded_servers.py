@@ -161,7 +161,7 @@ def test_what_it_was_given_outlives_a_kill(kind: Kind, started: Callable[[Kind],
     descendants = psutil.Process(pid).children(recursive=True)
     os.kill(pid, signal.SIGKILL)
     wait_for(lambda: _process(first).exit_code is not None, seconds=10, what="its end")
-    wait_for(lambda: not [member for member in descendants if member.is_running()], seconds=10, what="its workers' end")
+    wait_for(lambda: not any(lives(member) for member in descendants), seconds=10, what="its workers' end")
     assert kind.read(started(kind)) == "kept"
 
 
