@@ -230,6 +230,7 @@ def test_its_environment_is_chosen_by_name() -> None:
     assert environment["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
     assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"
     assert environment["OMP_WAIT_POLICY"] == "PASSIVE"
+    assert runner_environment({"OMP_WAIT_POLICY": "ACTIVE"})["OMP_WAIT_POLICY"] == "ACTIVE", "the node's own counts"
 
 
 def test_the_module_knows_no_torch() -> None:

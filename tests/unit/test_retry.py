@@ -44,6 +44,26 @@ def test_a_budget_is_spent_and_then_it_is_a_dead_letter_that_names_its_last_fail
     assert (last.details["attempts"], last.details["last"]["code"]) == (most, code)
 
 
+@pytest.mark.parametrize(
+    ("code", "budget"),
+    [
+        ("storage_unavailable", Budget.FAILURES),
+        ("database_unavailable", Budget.FAILURES),
+        ("runner_stalled", Budget.FAILURES),
+        ("gpu_error", Budget.FAILURES),
+        ("node_error", Budget.FAILURES),
+        ("host_oom", Budget.FAILURES),
+        ("runner_crashed", Budget.CRASHES),
+        ("node_lost", Budget.RESCUES),
+        ("gpu_memory_leaked", None),
+    ],
+)
+def test_each_failure_that_may_pass_is_charged_to_whose_fault_it_was(code: str, budget: Budget | None) -> None:
+    verdict = decide_retry(Failure(code, "it ended"), spent={}, policy=POLICY, jitter=1.0)
+    assert isinstance(verdict, Retry)
+    assert verdict.budget == budget
+
+
 def test_one_budget_does_not_pay_for_another() -> None:
     retry = decide_retry(
         Failure("runner_crashed", "x"), spent={Budget.FAILURES: 2, Budget.RESCUES: 9}, policy=POLICY, jitter=0
