@@ -3,21 +3,29 @@
 import json
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 
 from tests.web import web
 
+_Result = TypeVar("_Result")
+
 OVER = {"succeeded", "failed", "cancelled"}
 
 
 def wait_for(
-    condition: Callable[[], object], *, seconds: float = 60.0, what: str = "it", instead: Callable[[], object] = str
-) -> None:
-    """Return once ``condition`` holds; fail after ``seconds``, with what is there ``instead``."""
+    condition: Callable[[], _Result | None],
+    *,
+    seconds: float = 60.0,
+    what: str = "it",
+    instead: Callable[[], object] = str,
+) -> _Result:
+    """What ``condition`` gives once it holds; fail after ``seconds``, with what is there ``instead``."""
     deadline = time.monotonic() + seconds
-    while not condition():
+    while True:
+        if result := condition():
+            return result
         assert time.monotonic() < deadline, f"{what} did not come about within {seconds:g} s {instead()}"
         time.sleep(0.05)
 

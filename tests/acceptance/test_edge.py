@@ -10,15 +10,15 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
-from tests.running_stack import RunningStack, wait_for
+from tests.running_stack import RunningStack, command_of, wait_for
 from tests.web import web
 
 pytestmark = pytest.mark.timeout(300)
 
 _PATIENCE = 40.0
-_AT_ONCE = 8
 
 
 def _spoken(stack: RunningStack, request: bytes) -> tuple[int, dict[str, str], Any]:
@@ -160,25 +160,28 @@ def test_a_dead_replica_is_not_noticed_by_those_who_ask_next(stack: RunningStack
     wait_for(lambda: len(stack.replicas("api:Api")) == 2, what="the other replica's return")
 
 
-def _asked(stack: RunningStack) -> httpx2.Response | None:
-    """The answer; None where there is none: one under way as a replica dies may be cut off, or wait for long."""
-    with contextlib.suppress(httpx2.RemoteProtocolError, httpx2.ReadTimeout):
-        return web.get(f"{stack.base_url}/healthz", timeout=_PATIENCE)
+def _named(stack: RunningStack, name: str) -> list[psutil.Process]:
+    return [process for process in stack.family() if command_of(process).startswith(f"ray::{name}")]
+
+
+def _refused(stack: RunningStack) -> httpx2.Response | None:
+    """The answer that nobody is there; None where a request was under way as the last one died, or still found one."""
+    with contextlib.suppress(httpx2.RemoteProtocolError):
+        answer = web.get(f"{stack.base_url}/healthz", timeout=_PATIENCE)
+        return None if answer.status_code == 200 else answer
     return None
 
 
 def test_when_every_replica_is_dead_the_answer_is_an_envelope_until_they_are_back(stack: RunningStack) -> None:
-    deadline = time.monotonic() + 150
-    refused: httpx2.Response | None = None
-    # Serve replaces them one by one, and lets a request wait for the next if it comes late enough: kill, and ask often.
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        while refused is None:
-            assert time.monotonic() < deadline, "somebody answers all the time"
-            for process in stack.replicas("api:Api"):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, signal.SIGKILL)
-            answers = [answer for answer in threads.map(_asked, [stack] * 4 * _AT_ONCE) if answer is not None]
-            refused = next((answer for answer in answers if answer.status_code != 200), None)
+    (controller,) = _named(stack, "ServeController")
+    # Serve would replace them one by one, and its own proxy would hold a request until the first is there.
+    controller.suspend()
+    try:
+        for process in [*stack.replicas("api:Api"), *_named(stack, "ProxyActor")]:
+            process.kill()
+        refused = wait_for(lambda: _refused(stack), what="a refusal")
+    finally:
+        controller.resume()
     assert refused.status_code in {502, 503}
     assert int(refused.headers["retry-after"]) > 0
     _assert_envelope(refused.status_code, dict(refused.headers), refused.json(), code="service_unavailable")
