@@ -14,7 +14,7 @@ run: $(INSTALLED)  ## Install what is needed and start the whole service in the 
 	@$(BIN)/dreamforge up
 
 test: $(INSTALLED)  ## Run every test, on ports and folders of their own.
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: $(INSTALLED)  ## Style, format, types, import contracts.
 	@$(BIN)/ruff check .

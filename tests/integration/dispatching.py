@@ -86,8 +86,8 @@ def _misbehave(behaviour: str) -> None:
         os._exit(7)
     if behaviour == "lose the database":
         raise DatabaseUnavailable
-    if behaviour in {"hang", "take its time", "begin slowly and take its time"}:
-        time.sleep(600 if behaviour == "hang" else 9)
+    seconds = {"hang": 600, "take its time": 9, "begin slowly and take its time": 9, "take long": 16}
+    time.sleep(seconds.get(behaviour, 0))
 
 
 class Dispatching:

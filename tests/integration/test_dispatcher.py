@@ -127,11 +127,11 @@ def test_one_that_has_waited_for_long_may_take_as_long_as_any_other_to_begin(ser
 
 
 def test_a_step_that_began_in_time_may_take_its_time(service: Dispatching) -> None:
-    service.start("take its time")
+    service.start("take long")
     warm = service.submit()
     wait_for(lambda: service.find(warm).steps[0].started_at, what="the first one's start")
     # Shorter than the step, and than the pause between two renewals of its lease.
-    record = service.ended(service.submit(start_timeout=8))
+    record = service.ended(service.submit(start_timeout=15))
     assert (record.job.status, record.job.error_json) == (JobStatus.SUCCEEDED, None)
 
 
