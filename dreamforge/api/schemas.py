@@ -185,12 +185,12 @@ class Model(BaseModel):
 
     id: uuid.UUID = Field(description="The model's id.")
     name: str = Field(description="What requests call it.")
-    kind: str = Field(description="Its family: `sdxl`.")
+    kind: str = Field(description="`sdxl` draws images; `lora` and `vae` go with one that does.")
     version: str = Field(description="Its version; a name may have several.")
     installed: bool = Field(description="Its files are there.")
     enabled: bool = Field(description="It is not switched off.")
     default: bool = Field(description="Jobs that name no model take it.")
-    checkpoint_hash: str | None = Field(description="sha256 over its files, hex.")
+    checkpoint_hash: str | None = Field(description="sha256 of its file, hex; of a folder, of its files' hashes.")
     source_uri: str = Field(description="Where it came from.")
     capabilities: list[str] = Field(description="Types of job that it can do.")
     parameters_schema: dict[str, Any] = Field(

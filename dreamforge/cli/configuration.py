@@ -11,7 +11,7 @@ from dreamforge import settings as environment
 from dreamforge.cli.wording import sentence
 from dreamforge.client.errors import ClientError
 from dreamforge.embedded.trouble import StackError
-from dreamforge.errors import DreamForgeError
+from dreamforge.errors import DreamForgeError, RequestError, StepError
 from dreamforge.settings import Settings
 
 
@@ -33,6 +33,9 @@ FORESEEN = (StackError, DreamForgeError, ClientError, OSError)
 def sentence_of(error: BaseException) -> str:
     """What a person is told of ``error``."""
     match error:
+        case RequestError() | StepError():
+            # As `sentence` has it of those that come over HTTP.
+            return f"{error.code}: {error.message}"
         case DreamForgeError():
             return error.message
         case ClientError():

@@ -94,7 +94,7 @@ def _described(error: ApiError) -> str:
     return "; ".join(shown) + (f"; and {more} more." if more > 0 else "." if shown else "")
 
 
-_MODELS = "See: dreamforge models list"
+_MODELS = "See: dreamforge model list"
 _SOON = "Try again in a few seconds."
 _ADVICE: dict[str, str | Callable[[ApiError], str]] = {
     "not_found": "See: dreamforge jobs list",

@@ -191,6 +191,10 @@ class AsyncClient:
         """Every model, with the JSON Schema of its parameters."""
         return await self._run(answered(calls.list_models()))
 
+    async def model(self, reference: str) -> Model:
+        """The model of an id, of name@version, or of a name: then its newest version."""
+        return await self._run(answered(calls.get_model(reference)))
+
     async def readiness(self) -> Readiness:
         """What the service says of itself and its dependencies, ready or not. Asked once: it is about this moment."""
         return await self._run(answered(calls.get_readiness(), pauses=()))

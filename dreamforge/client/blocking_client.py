@@ -189,6 +189,10 @@ class Client:
         """Every model, with the JSON Schema of its parameters."""
         return self._run(answered(calls.list_models()))
 
+    def model(self, reference: str) -> Model:
+        """The model of an id, of name@version, or of a name: then its newest version."""
+        return self._run(answered(calls.get_model(reference)))
+
     def readiness(self) -> Readiness:
         """What the service says of itself and its dependencies, ready or not. Asked once: it is about this moment."""
         return self._run(answered(calls.get_readiness(), pauses=()))

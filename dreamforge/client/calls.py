@@ -234,6 +234,11 @@ def list_models() -> Call[list[Model]]:
     return Call("GET", "/v1/models", lambda content: ModelList.model_validate_json(content).items)
 
 
+def get_model(reference: str) -> Call[Model]:
+    """The model of an id, a name, or name@version."""
+    return Call("GET", f"/v1/models/{_segment(reference)}", _as(Model))
+
+
 def get_readiness() -> Call[Readiness]:
     """What the service says of its dependencies; also when one that it needs is away."""
     return Call("GET", "/readyz", _as(Readiness), answers=frozenset({503}))

@@ -7,27 +7,27 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-from uuid6 import uuid7
-
+from dreamforge.embedded.model_import import registration
 from dreamforge.errors import ModelCorrupt
 from dreamforge.models.descriptor import ModelDescriptor, SizeRange, sdxl_schema
 from dreamforge.models.files import DESCRIPTOR_NAME, checkpoint_hash, hash_folder
 from dreamforge.settings import Settings
 from dreamforge.store.engine import open_engine
-from dreamforge.store.models import ModelRegistry, NewModel, NewModelFile
+from dreamforge.store.models import ModelRegistry
 
 NAME = "sdxl-tiny"
 VERSION = "1"
 SOURCE_URI = f"builtin:{NAME}"
 NOTICE = (
     "sdxl-tiny has random weights: it draws noise, to show that everything works. "
-    "To draw pictures, install a real SDXL model: dreamforge models add FOLDER (a folder in diffusers' layout)."
+    "To draw pictures, import a real SDXL model: dreamforge model import PATH "
+    "(a .safetensors file, or a folder in diffusers' layout)."
 )
 _SIZE = SizeRange(least=64, most=512, default=64)
 
 
 def install_if_empty(settings: Settings, database_url: str) -> str | None:
-    """Install `sdxl-tiny` where no model is installed, and rebuild its files where they are gone.
+    """Install `sdxl-tiny` where no checkpoint is installed, and rebuild its files where they are gone.
 
     One that an older version has registered is told anew: its parameters' schema is the one of the running code, its
     place the one of the settings. A model of this name from elsewhere is nobody's business here.
@@ -37,13 +37,14 @@ def install_if_empty(settings: Settings, database_url: str) -> str | None:
     try:
         registry = ModelRegistry(engine=engine)
         source = registry.source_uri(name=NAME, version=VERSION)
-        if source not in {None, SOURCE_URI} or (source is None and registry.has_any_installed()):
+        is_installed = registry.is_installed(name=NAME, version=VERSION)
+        if source not in {None, SOURCE_URI} or (not is_installed and registry.has_any_installed()):
             return None
         folder = settings.models_root / "sdxl" / f"{NAME}@{VERSION}"
         is_new = not (folder / DESCRIPTOR_NAME).is_file()
         if is_new:
             _build(folder)
-        model = _registration(describe(folder), folder)
+        model = registration(describe(folder), folder)
         if source is None:
             registry.register(model)
         else:
@@ -78,19 +79,3 @@ def _build(folder: Path) -> None:
     if result.returncode != 0:
         raise ModelCorrupt(f"The built-in model could not be built: {result.stderr.strip()[-500:]}")
     (folder / DESCRIPTOR_NAME).write_text(json.dumps(asdict(describe(folder)), indent=2))
-
-
-def _registration(descriptor: ModelDescriptor, folder: Path) -> NewModel:
-    return NewModel(
-        id=uuid7(),
-        name=descriptor.name,
-        kind=descriptor.kind,
-        version=descriptor.version,
-        checkpoint_hash=descriptor.checkpoint_hash,
-        source_uri=descriptor.source_uri,
-        local_path=str(folder),
-        parameters_schema=descriptor.parameters_schema,
-        capabilities=descriptor.capabilities,
-        metadata=descriptor.metadata,
-        files=tuple(NewModelFile(**asdict(file)) for file in descriptor.files),
-    )

@@ -5,11 +5,13 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from psycopg.errors import ForeignKeyViolation
 from sqlalchemy import Row, insert, select, text, tuple_
 from sqlalchemy.dialects.postgresql import insert as insert_or_skip
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
-from dreamforge.errors import DatabaseUnavailable
+from dreamforge.errors import DatabaseUnavailable, UnknownModel
 from dreamforge.jobs.cancellation import CancelAnswer
 from dreamforge.jobs.events import JobQueued
 from dreamforge.jobs.job import JobStatus, JobType, Priority, StepStatus
@@ -95,7 +97,7 @@ class JobStore:
         """Write the job, its steps, its items and `job.queued` in one transaction; the job as it is then.
 
         When the key stands for an earlier job, that one: nothing is written. Raises ``IdempotencyKeyReused`` when the
-        key came with another body.
+        key came with another body, ``UnknownModel`` when the model was removed since it was looked up.
         """
         for _ in range(_KEY_TRIES):
             async with in_time(), self._sessions.begin() as session:
@@ -208,7 +210,13 @@ async def _insert(session: AsyncSession, new: NewJob) -> bool:
         await session.execute(clear_expired_key(new.key, user_id=new.user_id))
     # A first use that is not committed yet is waited for.
     job = insert_or_skip(JobRow).on_conflict_do_nothing(index_elements=["user_id", "idempotency_key_hash"])
-    if await session.scalar(job.values(_job_values(new)).returning(JobRow.id)) is None:
+    try:
+        id = await session.scalar(job.values(_job_values(new)).returning(JobRow.id))
+    except IntegrityError as error:
+        if isinstance(error.orig, ForeignKeyViolation):
+            raise UnknownModel("The model was just removed.") from error
+        raise
+    if id is None:
         return False
     await session.execute(insert(StepRow), _step_values(new))
     await session.execute(insert(ItemRow), _item_values(new))

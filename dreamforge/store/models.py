@@ -1,51 +1,48 @@
 """The registry of models."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Engine, and_, delete, func, insert, or_, select, update
+from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, select, text, update
 from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy.orm import InstrumentedAttribute
 
-from dreamforge.jobs.identity import uuid_of
+from dreamforge.errors import Conflict, UnknownModel
 from dreamforge.store.engine import database_errors, in_time
-from dreamforge.store.tables import ModelFileRow, ModelNodeRow, ModelRow
+from dreamforge.store.model_changes import (
+    KNOWN,
+    KnownModel,
+    NewModel,
+    NewModelFile,
+    Registered,
+    forget,
+    has_default,
+    is_checkpoint,
+    is_meant,
+    put_default,
+    require_dispensable,
+    switch,
+    wants_default,
+    write_files,
+    write_model,
+)
+from dreamforge.store.tables import ModelNodeRow, ModelRow
 
+__all__ = [
+    "KnownModel",
+    "ModelFilter",
+    "ModelRecord",
+    "ModelRegistry",
+    "ModelStore",
+    "NewModel",
+    "NewModelFile",
+    "Registered",
+]
 
-@dataclass(frozen=True)
-class NewModelFile:
-    """A file of a model; ``path`` is relative to its folder, ``sha256`` in hex."""
-
-    path: str
-    size: int
-    sha256: str
-
-
-@dataclass(frozen=True)
-class NewModel:
-    """A model to register, installed."""
-
-    id: uuid.UUID
-    name: str
-    kind: str
-    version: str
-    checkpoint_hash: str | None
-    source_uri: str
-    local_path: str
-    parameters_schema: dict[str, Any]
-    capabilities: tuple[str, ...]
-    metadata: dict[str, Any]
-    files: tuple[NewModelFile, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Bytes of all its files."""
-        return sum(file.size for file in self.files)
-
-    def file_rows(self, model_id: uuid.UUID) -> list[dict[str, Any]]:
-        """What is kept of its files under the id that the model is registered by."""
-        return [{"model_id": model_id, **vars(file)} for file in self.files]
+_Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
@@ -57,7 +54,7 @@ class ModelRecord:
 
 
 class ModelRegistry:
-    """The registry, for whoever installs models."""
+    """The registry, for whoever installs models. Each change is made whole, and one after the other."""
 
     def __init__(self, *, engine: Engine) -> None:
         self._engine = engine
@@ -65,74 +62,114 @@ class ModelRegistry:
     def has_any_installed(self) -> bool:
         """True when a job could find a model."""
         with database_errors(), self._engine.connect() as connection:
-            return connection.execute(select(ModelRow.id).where(ModelRow.installed).limit(1)).first() is not None
+            is_one = ModelRow.installed & is_checkpoint()
+            return connection.execute(select(ModelRow.id).where(is_one).limit(1)).first() is not None
 
     def source_uri(self, *, name: str, version: str) -> str | None:
         """Where a registered model came from, None when it is not registered."""
-        query = select(ModelRow.source_uri).where(ModelRow.name == name, ModelRow.version == version)
-        with database_errors(), self._engine.connect() as connection:
-            return connection.execute(query).scalar_one_or_none()
+        return self._value(ModelRow.source_uri, name, version)
 
     def is_default(self, *, name: str, version: str) -> bool:
         """True when jobs that name no model take this one."""
-        query = select(ModelRow.is_default).where(ModelRow.name == name, ModelRow.version == version)
-        with database_errors(), self._engine.connect() as connection:
-            return bool(connection.execute(query).scalar_one_or_none())
+        return bool(self._value(ModelRow.is_default, name, version))
 
-    def register(self, new: NewModel) -> None:
-        """Write the model and its files. It becomes the default when there is none."""
-        with database_errors(), self._engine.begin() as connection:
-            has_default = connection.execute(select(ModelRow.id).where(ModelRow.is_default)).first() is not None
-            connection.execute(
-                insert(ModelRow).values(
-                    id=new.id,
-                    name=new.name,
-                    kind=new.kind,
-                    version=new.version,
-                    checkpoint_hash=new.checkpoint_hash,
-                    source_uri=new.source_uri,
-                    local_path=new.local_path,
-                    installed=True,
-                    is_default=not has_default,
-                    parameters_schema=new.parameters_schema,
-                    capabilities=list(new.capabilities),
-                    metadata_json=new.metadata,
-                    size_bytes=new.size_bytes,
-                )
-            )
-            connection.execute(insert(ModelFileRow), new.file_rows(new.id))
+    def is_installed(self, *, name: str, version: str) -> bool:
+        """True when it is registered, and was not removed."""
+        return bool(self._value(ModelRow.installed, name, version))
+
+    def find(self, reference: str) -> KnownModel:
+        """The model of an id, name@version, or of a name that has one version.
+
+        Raises ``UnknownModel``, and ``Conflict`` for a name that has several: those that are installed count first.
+        """
+        query = select(*KNOWN).where(is_meant(reference)).order_by(ModelRow.version)
+        with database_errors(), self._engine.connect() as connection:
+            found = [KnownModel(**row) for row in connection.execute(query).mappings()]
+        found = [model for model in found if model.installed] or found
+        if not found:
+            raise UnknownModel(f"No model {reference!r}.", details={"model_id": reference})
+        if len(found) > 1:
+            versions = ", ".join(model.reference for model in found)
+            raise Conflict(f"{reference!r} has several versions: say which, of {versions}.")
+        return found[0]
+
+    def register(self, new: NewModel, *, as_default: bool | None = None) -> Registered:
+        """Write the model and its files; of a model that is known by name, version and hash, where it lies now.
+
+        It becomes the default if ``as_default`` says so; where that is None, when there is no default that jobs could
+        be run with, or only the built-in one. Raises ``Conflict`` for a name and version of other content, and what
+        ``make_default`` raises.
+        """
+        with self._changing() as connection:
+            id, is_new = write_model(connection, new)
+            if wants_default(connection, new, id) if as_default is None else as_default:
+                put_default(connection, id)
+            is_default = connection.scalar(select(ModelRow.is_default).where(ModelRow.id == id))
+            return Registered(id=id, is_new=is_new, is_default=bool(is_default))
 
     def make_default(self, model_id: uuid.UUID) -> None:
-        """Have jobs that name no model take this one."""
-        with database_errors(), self._engine.begin() as connection:
-            connection.execute(update(ModelRow).where(ModelRow.is_default).values(is_default=False))
-            connection.execute(
-                update(ModelRow).where(ModelRow.id == model_id).values(is_default=True, updated_at=func.now())
-            )
+        """Have jobs that name no model take this one.
+
+        Raises ``UnknownModel``, ``ModelIncompatible`` for what is no checkpoint, ``ModelNotInstalled`` and
+        ``ModelDisabled``.
+        """
+        with self._changing() as connection:
+            put_default(connection, model_id)
+
+    def set_enabled(self, model_id: uuid.UUID, enabled: bool) -> None:
+        """Switch a model on or off. Raises ``UnknownModel``, and ``Conflict`` for the default where others could be."""
+        with self._changing() as connection:
+            if not enabled:
+                require_dispensable(connection, model_id)
+            switch(connection, model_id, enabled=enabled)
+
+    def remove(self, model_id: uuid.UUID) -> bool:
+        """Forget a model; its files are not touched. False when its row stays, not installed: jobs tell of it.
+
+        Raises ``UnknownModel``, and ``Conflict`` for the default where others could be, and while jobs wait for it.
+        """
+        with self._changing() as connection:
+            require_dispensable(connection, model_id)
+            return forget(connection, model_id)
 
     def refresh(self, new: NewModel, *, with_files: bool) -> bool:
         """Bring what a registered model says of itself up to date: where it lies, schema, capabilities, metadata.
 
         Its id and what a person decided (enabled, default) stay; its files, their size and their hash too, unless
-        ``with_files``. The model is the one of the same name, version and source. True when something changed.
+        ``with_files``. The model is the one of the same name, version and source. It is installed again if it was
+        removed, and the default if there is none. True when something changed.
         """
         now_said: dict[Any, Any] = {
             ModelRow.local_path: new.local_path,
             ModelRow.parameters_schema: new.parameters_schema,
             ModelRow.capabilities: list(new.capabilities),
             ModelRow.metadata_json: new.metadata,
+            ModelRow.installed: True,
         }
         if with_files:
             now_said |= {ModelRow.checkpoint_hash: new.checkpoint_hash, ModelRow.size_bytes: new.size_bytes}
         differs = or_(*(column.is_distinct_from(value) for column, value in now_said.items()))
         is_it = and_(ModelRow.name == new.name, ModelRow.version == new.version, ModelRow.source_uri == new.source_uri)
         statement = update(ModelRow).where(is_it, differs).values({**now_said, ModelRow.updated_at: func.now()})
-        with database_errors(), self._engine.begin() as connection:
+        with self._changing() as connection:
             model_id = connection.execute(statement.returning(ModelRow.id)).scalar_one_or_none()
             if model_id is not None and with_files:
-                connection.execute(delete(ModelFileRow).where(ModelFileRow.model_id == model_id))
-                connection.execute(insert(ModelFileRow), new.file_rows(model_id))
+                write_files(connection, new, model_id)
+            if model_id is not None and not has_default(connection):
+                put_default(connection, model_id)
             return model_id is not None
+
+    def _value(self, column: InstrumentedAttribute[_Value], name: str, version: str) -> _Value | None:
+        query = select(column).where(ModelRow.name == name, ModelRow.version == version)
+        with database_errors(), self._engine.connect() as connection:
+            return connection.execute(query).scalar_one_or_none()
+
+    @contextmanager
+    def _changing(self) -> Generator[Connection]:
+        with database_errors(), self._engine.begin() as connection:
+            # Others that change models wait; whoever reads them does not, and neither do jobs that refer to one.
+            connection.execute(text("LOCK TABLE models IN SHARE ROW EXCLUSIVE MODE"))
+            yield connection
 
 
 @dataclass(frozen=True)
@@ -180,7 +217,7 @@ class ModelStore:
         """
         usable_first = [(ModelRow.installed & ModelRow.enabled).desc()] if prefers_usable else []
         query = select(ModelRow).order_by(*usable_first, ModelRow.created_at.desc()).limit(1)
-        query = query.where(ModelRow.is_default if reference is None else _is_meant(reference))
+        query = query.where(ModelRow.is_default if reference is None else is_meant(reference))
         async with in_time(), self._sessions() as session:
             return await session.scalar(query)
 
@@ -197,11 +234,4 @@ class ModelStore:
     async def ids_of(self, reference: str) -> Sequence[uuid.UUID]:
         """The models of an id, of a name in all its versions, or of name@version."""
         async with in_time(), self._sessions() as session:
-            return (await session.scalars(select(ModelRow.id).where(_is_meant(reference)))).all()
-
-
-def _is_meant(reference: str) -> ColumnElement[bool]:
-    name, _, version = reference.partition("@")
-    named = (ModelRow.name == name) & (ModelRow.version == version) if version else ModelRow.name == reference
-    identity = uuid_of(reference)
-    return named if identity is None else or_(ModelRow.id == identity, named)
+            return (await session.scalars(select(ModelRow.id).where(is_meant(reference)))).all()

@@ -100,7 +100,7 @@ def test_for_programs_there_is_one_object_and_nothing_else(stack: RunningStack, 
     assert [job["id"] for job in listed] == [answer["job"]["id"]]
     shown = json.loads(_done(stack, "jobs", "show", answer["job"]["id"], "--json"))
     assert (shown["job"]["status"], len(shown["artifacts"])) == ("succeeded", 2)
-    assert json.loads(_done(stack, "models", "list", "--json"))["items"][0]["name"] == "sdxl-tiny"
+    assert json.loads(_done(stack, "model", "list", "--json"))["items"][0]["name"] == "sdxl-tiny"
 
 
 def test_what_is_there_is_never_overwritten(stack: RunningStack, tmp_path: Path) -> None:
@@ -260,7 +260,7 @@ def test_a_mistake_is_told_in_one_sentence(stack: RunningStack, arguments: tuple
 
 
 @pytest.mark.parametrize(
-    "arguments", [("generate", "a fox", "--no-wait"), ("jobs", "list"), ("models", "list"), ("jobs", "cancel", "17")]
+    "arguments", [("generate", "a fox", "--no-wait"), ("jobs", "list"), ("model", "list"), ("jobs", "cancel", "17")]
 )
 def test_a_service_that_is_down_is_said_to_be_with_what_to_do(arguments: tuple[str, ...]) -> None:
     url = f"http://127.0.0.1:{free_port()}"
@@ -275,8 +275,8 @@ def test_a_service_that_is_down_is_said_to_be_with_what_to_do(arguments: tuple[s
 
 def test_the_option_goes_before_the_variable(stack: RunningStack) -> None:
     nowhere = f"http://127.0.0.1:{free_port()}"
-    assert _run(nowhere, "models", "list", "--url", stack.base_url).returncode == 0
-    result = _run(stack.base_url, "models", "list", "--url", nowhere)
+    assert _run(nowhere, "model", "list", "--url", stack.base_url).returncode == 0
+    result = _run(stack.base_url, "model", "list", "--url", nowhere)
     assert (result.returncode, nowhere in result.stderr) == (1, True)
 
 

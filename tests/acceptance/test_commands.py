@@ -97,12 +97,12 @@ def test_logs_shows_all_parts_where_none_is_named(detached: RunningStack) -> Non
 def test_a_model_of_one_s_own_draws(detached: RunningStack, tmp_path: Path) -> None:
     assert detached.models_dir is not None
     (built,) = detached.models_dir.glob("sdxl/*")
-    added = detached.command("models", "add", str(shutil.copytree(built, tmp_path / "my-xl")), "--no-default")
-    assert added.returncode == 0, added.stderr
+    imported = detached.command("model", "import", str(shutil.copytree(built, tmp_path / "my-xl")), "--no-default")
+    assert imported.returncode == 0, imported.stderr
     job = detached.run(model_id="my-xl", params={"prompt": "mine", "width": 64, "height": 64, "steps": 2})
     assert job["status"] == "succeeded", job["error"]
     assert "draws noise" in detached.said()
-    assert "dreamforge models add FOLDER" in detached.get("/v1/models/sdxl-tiny").json()["metadata"]["description"]
+    assert "dreamforge model import PATH" in detached.get("/v1/models/sdxl-tiny").json()["metadata"]["description"]
 
 
 def test_detached_it_says_why_it_did_not_start(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ def _api(code: str, message: str = "It is so.", **details: Any) -> ApiError:
             Unreachable("http://s3", "refused", is_store=True),
             "The object store does not answer at http://s3 (refused).",
         ),
-        (_api("unknown_model"), "unknown_model: It is so. See: dreamforge models list"),
+        (_api("unknown_model"), "unknown_model: It is so. See: dreamforge model list"),
         (_api("not_found"), "not_found: It is so. See: dreamforge jobs list"),
         (
             _api("invalid_request", errors=[{"path": "params.width", "message": "must be a multiple of 8"}]),
