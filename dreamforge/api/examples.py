@@ -21,6 +21,7 @@ _PARAMS = {
     "scheduler": "dpmpp_2m_karras",
     "seed": 7,
     "format": "png",
+    "quality": 90,
     "preset": "balanced",
 }
 _FAILURE = {

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from dreamforge.jobs.events import EventCode
+from dreamforge.jobs.image_format import IMAGE_FORMATS
 from dreamforge.jobs.job import ItemStatus, JobStatus, JobType, Priority, StepStatus
 
 MetadataKey = Annotated[str, StringConstraints(min_length=1, max_length=64)]
@@ -153,7 +154,7 @@ class Artifact(BaseModel):
     job_id: uuid.UUID = Field(description="The job that made it.")
     step_id: uuid.UUID = Field(description="The step that made it.")
     item_index: int = Field(description="Which image of the job, from 0.")
-    format: str = Field(description="`png`.")
+    format: str = _one_of("What kind of file it is.", IMAGE_FORMATS)
     width: int = Field(description="Pixels.")
     height: int = Field(description="Pixels.")
     seed: int = Field(description="What it was drawn with.")

@@ -14,12 +14,11 @@ from dreamforge.api.schemas import (
     ModelNode,
 )
 from dreamforge.blobs import Blobs
+from dreamforge.jobs.image_format import IMAGE_FORMATS
 from dreamforge.store.events import EventRecord
 from dreamforge.store.jobs import JobRecord
 from dreamforge.store.models import ModelRecord
 from dreamforge.store.tables import ArtifactRow, StepRow
-
-CONTENT_TYPES = {"png": "image/png"}
 
 
 def job_view(record: JobRecord) -> Job:
@@ -61,7 +60,7 @@ def artifact_view(row: ArtifactRow, *, blobs: Blobs, ttl: int) -> Artifact:
     url = blobs.presign(
         row.s3_key,
         ttl=ttl,
-        content_type=CONTENT_TYPES[row.format],
+        content_type=IMAGE_FORMATS[row.format].content_type,
         filename=artifact_filename(row),
         begin=begin,
     )
@@ -86,7 +85,7 @@ def artifact_view(row: ArtifactRow, *, blobs: Blobs, ttl: int) -> Artifact:
 
 def artifact_filename(row: ArtifactRow) -> str:
     """A safe name of our own making: nothing of the caller's is in it."""
-    return f"{row.job_id}_{row.item_index}.{row.format}"
+    return f"{row.job_id}_{row.item_index}.{IMAGE_FORMATS[row.format].extension}"
 
 
 def model_view(record: ModelRecord) -> Model:

@@ -1,30 +1,17 @@
 """`dreamforge generate`: from a prompt to files."""
 
 import json
-import sys
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
-from rich.console import Console
-from rich.prompt import Confirm
 
-from dreamforge.api.schemas import Job
-from dreamforge.cli.configuration import sentence_of, tell_trouble
-from dreamforge.cli.image_files import ImageFiles
-from dreamforge.cli.job_progress import job_progress
-from dreamforge.cli.service import EXIT_INTERRUPTED, JsonOption, UrlOption, print_json, service
-from dreamforge.cli.wording import job_error
-from dreamforge.client import Client, ClientError, calls
-
-_SUCCEEDED = "succeeded"
-
+from dreamforge.cli.drawing import CountOption, FolderOption, draw
+from dreamforge.cli.service import JsonOption, UrlOption, service
+from dreamforge.client import calls
 
 _MODELS_OWN = "the model's"
-_Count = Annotated[int, typer.Option("--count", "-n", min=1, max=100, help="How many images.")]
-_Folder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Where to save them.")]
 _Negative = Annotated[str | None, typer.Option(help="What to keep out of the images.", show_default=False)]
 _Pixels = Annotated[int | None, typer.Option(help="Pixels, a multiple of 8.", show_default=_MODELS_OWN)]
 _Steps = Annotated[int | None, typer.Option(help="Denoising steps.", show_default=_MODELS_OWN)]
@@ -42,8 +29,8 @@ _NoWait = Annotated[bool, typer.Option("--no-wait", help="Leave the job running;
 
 def generate(  # noqa: PLR0913 - a command's options are its arguments
     prompt: Annotated[str, typer.Argument(help="What to draw.", show_default=False)],
-    count: _Count = 1,
-    output: _Folder = Path(),
+    count: CountOption = 1,
+    output: FolderOption = Path(),
     negative: _Negative = None,
     width: _Pixels = None,
     height: _Pixels = None,
@@ -73,11 +60,6 @@ def generate(  # noqa: PLR0913 - a command's options are its arguments
         **_named_values(param or []),
     }
     with service(url) as client:
-        files = ImageFiles(client=client, folder=output)
-        if not no_wait:
-            # Before there is a job: one whose images cannot be saved is not begun.
-            files.prepare()
-        drawing = _Drawing(client=client, files=files, as_json=as_json)
         submit = partial(
             client.submit,
             prompt,
@@ -87,14 +69,7 @@ def generate(  # noqa: PLR0913 - a command's options are its arguments
             params=params,
             idempotency_key=calls.new_key(),
         )
-        try:
-            job = submit()
-        except KeyboardInterrupt:
-            raise typer.Exit(drawing.interrupted(submit, may_ask=not no_wait)) from None
-        if no_wait:
-            _tell_id(job, as_json=as_json)
-            return
-        raise typer.Exit(drawing.follow(job))
+        draw(submit, client=client, folder=output, as_json=as_json, no_wait=no_wait)
 
 
 def _named_values(given: list[str]) -> dict[str, Any]:
@@ -108,111 +83,3 @@ def _named_values(given: list[str]) -> dict[str, Any]:
         except ValueError:
             values[name] = value
     return values
-
-
-def _tell_id(job: Job, *, as_json: bool) -> None:
-    if as_json:
-        print_json({"job": job, "files": []})
-    else:
-        typer.echo(str(job.id))
-
-
-class _Drawing:
-    """A submitted job, followed to its end."""
-
-    def __init__(self, *, client: Client, files: ImageFiles, as_json: bool) -> None:
-        self._client = client
-        self._files = files
-        self._as_json = as_json
-        self._seen: Job | None = None
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
-
-    def follow(self, job: Job) -> int:
-        """Show and save until the job is over; the exit code."""
-        try:
-            ended = self._save_until_over(job)
-        except KeyboardInterrupt:
-            self._interrupt(job)
-            code = EXIT_INTERRUPTED
-            ended = self._last_known(job)
-        else:
-            code = 0 if ended.status == _SUCCEEDED else 1
-            self._tell_end(ended)
-        self._tell_programs(ended)
-        return code
-
-    def interrupted(self, submit: Callable[[], Job], *, may_ask: bool) -> int:
-        """Go on after a Ctrl-C that came before there was an answer; the exit code.
-
-        Asked again with its key, the service names the job that it may have made.
-        """
-        try:
-            job = submit()
-        except (KeyboardInterrupt, ClientError) as error:
-            if isinstance(error, ClientError) and not error.is_passing:
-                raise
-            self._console.print("It is not known whether there is a job. See: dreamforge jobs list")
-            return EXIT_INTERRUPTED
-        if may_ask:
-            self._interrupt(job)
-        else:
-            self._tell_left(job, "goes on")
-        self._tell_programs(self._last_known(job))
-        return EXIT_INTERRUPTED
-
-    def _last_known(self, job: Job) -> Job:
-        """The job as it is or, when that cannot be heard now, as it was seen last."""
-        try:
-            return self._client.get(job.id)
-        except (KeyboardInterrupt, ClientError):
-            return self._seen or job
-
-    def _tell_programs(self, job: Job) -> None:
-        if self._as_json:
-            print_json({"job": job, "files": [file.as_json() for file in self._files.saved]})
-
-    def _save_until_over(self, job: Job) -> Job:
-        with job_progress(self._console, tell_paths=not self._as_json) as progress:
-            for now in self._client.watch(job.id):
-                job = self._seen = now
-                progress.update(job)
-                for file in self._files.save_finished(job):
-                    progress.saved(file.path)
-        return job
-
-    def _tell_end(self, job: Job) -> None:
-        if job.status == _SUCCEEDED:
-            return
-        reason = job_error(job.error) if job.error else f"The job was {job.status}."
-        tell_trouble(self._console, reason)
-
-    def _interrupt(self, job: Job) -> None:
-        """Ask whether to cancel; a second Ctrl-C leaves the job to itself, and so does nobody's being there to ask."""
-        state = "goes on"
-        try:
-            if self._wants_cancel():
-                state = "may go on"
-                self._client.cancel(job.id)
-                state = "is being cancelled"
-                self._tell_ended(self._save_until_over(job))
-                return
-        except (KeyboardInterrupt, EOFError):
-            self._console.print()
-        except ClientError as error:
-            tell_trouble(self._console, sentence_of(error))
-        self._tell_left(job, state)
-
-    def _tell_left(self, job: Job, state: str) -> None:
-        self._console.print(f"The job {state}. Look at it: dreamforge jobs show {job.id}", markup=False)
-        if state != "is being cancelled":
-            self._console.print(f"Cancel it: dreamforge jobs cancel {job.id}", markup=False)
-
-    def _wants_cancel(self) -> bool:
-        if not (sys.stdin.isatty() and self._console.is_terminal):
-            return False
-        return Confirm.ask("Cancel the job? Ctrl-C again leaves it running", console=self._console, default=False)
-
-    def _tell_ended(self, job: Job) -> None:
-        saved = len(self._files.saved)
-        kept = f"; {saved} image{'' if saved == 1 else 's'} saved" if saved else ""
-        self._console.print(f"The job is {job.status}{kept}.", markup=False)

@@ -14,6 +14,7 @@ from dreamforge.api.schemas import Artifact, Job
 from dreamforge.cli.wording import slug
 from dreamforge.client import Client
 from dreamforge.embedded.trouble import StackError
+from dreamforge.jobs.image_format import extension_of
 
 _SHORT_ID = 8
 
@@ -96,9 +97,10 @@ class ImageFiles:
         # An id begins with the time, so that jobs of one minute share it: its end tells them apart.
         short = job.id.hex[-_SHORT_ID:]
         stem = f"{slug(str(job.params.get('prompt', '')))}-{artifact.seed}-{short}"
-        yield self._folder / f"{stem}.{artifact.format}"
+        extension = extension_of(artifact.format)
+        yield self._folder / f"{stem}.{extension}"
         for number in count(2):
-            yield self._folder / f"{stem}-{number}.{artifact.format}"
+            yield self._folder / f"{stem}-{number}.{extension}"
 
 
 def _checksum(path: Path) -> str | None:

@@ -13,7 +13,20 @@ if TYPE_CHECKING:
 
 COMMANDS = {
     name: f"dreamforge.cli.{name}"
-    for name in ("up", "down", "status", "logs", "generate", "jobs", "dead", "artifacts", "model", "sweep", "prepare")
+    for name in (
+        "up",
+        "down",
+        "status",
+        "logs",
+        "generate",
+        "jobs",
+        "dead",
+        "artifacts",
+        "image",
+        "model",
+        "sweep",
+        "prepare",
+    )
 }
 """The module of each command, which has the command's name there."""
 

@@ -7,6 +7,7 @@ a client can draw a form from.
 from dataclasses import dataclass, field
 from typing import Any
 
+from dreamforge.jobs.image_format import DEFAULT_QUALITY, IMAGE_FORMATS
 from dreamforge.jobs.schedulers import SCHEDULERS
 
 PROMPT_LENGTH = 8192
@@ -78,7 +79,7 @@ def sdxl_schema(*, size: SizeRange, default_steps: int) -> dict[str, Any]:
         _edge("width", "Width", size),
         _edge("height", "Height", size),
         *_sampling(default_steps),
-        _choice("format", "File format", "What the image is saved as.", {"png": "PNG"}, ui=_ui("output", "select")),
+        *_file(),
         _choice(
             "preset",
             "Preset",
@@ -148,6 +149,24 @@ def _sampling(default_steps: int) -> list[_Property]:
             default=None,
             examples=[7],
             ui=_ui("sampling", "seed", step=1),
+        ),
+    ]
+
+
+def _file() -> list[_Property]:
+    titles = {name: format.title for name, format in IMAGE_FORMATS.items()}
+    return [
+        _choice("format", "File format", "What the image is saved as.", titles, ui=_ui("output", "select")),
+        _property(
+            "quality",
+            "Quality",
+            "For JPEG and WebP.",
+            type="integer",
+            minimum=1,
+            maximum=100,
+            default=DEFAULT_QUALITY,
+            examples=[DEFAULT_QUALITY],
+            ui=_ui("output", "slider", step=1),
         ),
     ]
 

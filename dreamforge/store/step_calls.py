@@ -4,7 +4,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Select, select
+from sqlalchemy import Connection, Row, Select, select
 
 from dreamforge.store.tables import ArtifactRow, ItemRow, JobRow, ModelRow, StepRow
 
@@ -18,6 +18,7 @@ class StepModel:
 
     id: uuid.UUID
     name: str
+    version: str
     kind: str
     checkpoint_hash: str | None
     local_path: str | None
@@ -39,6 +40,7 @@ class StepCall:
     """
 
     step: str
+    job_type: str
     user_id: str
     params: dict[str, Any]
     options: dict[str, Any]
@@ -52,13 +54,20 @@ def read_call(connection: Connection, step_id: uuid.UUID) -> StepCall:
     row = connection.execute(_call_of(step_id)).one()
     return StepCall(
         step=row.step,
+        job_type=row.job_type,
         user_id=row.user_id,
         params=row.params_json,
         options=row.options_json,
-        model=StepModel(row.id, row.name, row.kind, row.checkpoint_hash, row.local_path) if row.id else None,
+        model=_model(row),
         items=read_missing_items(connection, step_id),
         rung=row.rung or 0,
     )
+
+
+def _model(row: Row[*tuple[Any, ...]]) -> StepModel | None:
+    if row.id is None:
+        return None
+    return StepModel(row.id, row.name, row.version, row.kind, row.checkpoint_hash, row.local_path)
 
 
 def read_missing_items(connection: Connection, step_id: uuid.UUID) -> tuple[StepItem, ...]:
@@ -71,11 +80,13 @@ def _call_of(step_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
     return (
         select(
             StepRow.name.label("step"),
+            JobRow.type.label("job_type"),
             JobRow.user_id,
             JobRow.params_json,
             JobRow.options_json,
             ModelRow.id,
             ModelRow.name,
+            ModelRow.version,
             ModelRow.kind,
             ModelRow.checkpoint_hash,
             ModelRow.local_path,

@@ -19,6 +19,7 @@ from dreamforge.blobs import Blobs
 from dreamforge.errors import DatabaseUnavailable, LeaseLost, RunnerTimeout, StorageUnavailable, Unavailable
 from dreamforge.jobs.events import ItemStarted, RunnerWarning
 from dreamforge.jobs.frames import ItemDrawn
+from dreamforge.jobs.image_format import IMAGE_FORMATS
 from dreamforge.jobs.keys import ImageName
 from dreamforge.patience import LONGEST_PAUSE, for_seconds, outlast
 from dreamforge.store.attempts import NewArtifact
@@ -150,7 +151,7 @@ class ImageSaver:
             NewArtifact(
                 id=self._new_id(),
                 item_index=image.item_index,
-                format="png",
+                format=image.format,
                 width=image.width,
                 height=image.height,
                 seed=image.seed,
@@ -173,7 +174,7 @@ class ImageSaver:
             nonlocal tries
             tries += 1
             try:
-                self._shelf.blobs.put(key, image.data, content_type="image/png")
+                self._shelf.blobs.put(key, image.data, content_type=IMAGE_FORMATS[image.format].content_type)
             except StorageUnavailable as error:
                 if tries == 1:
                     # At once: who knows how this ends.
@@ -219,7 +220,7 @@ class ImageSaver:
             width=image.width,
             height=image.height,
             seed=image.seed,
-            extension="png",
+            extension=IMAGE_FORMATS[image.format].extension,
         )
 
 

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from dreamforge.jobs.image_format import PNG
+
 log = logging.getLogger(__name__)
 
 _LEAST_FREE = 256 * 1024 * 1024
@@ -26,7 +28,8 @@ _KEPT_SECONDS = 86_400.0
 class EncodedImage:
     """A finished image that has no place yet: the bytes of its file, and what its row says.
 
-    ``timings`` are seconds by stage; ``metadata`` are the artifact's.
+    ``timings`` are seconds by stage; ``metadata`` are the artifact's. One that was kept before there were several
+    formats says none.
     """
 
     item_index: int
@@ -36,6 +39,7 @@ class EncodedImage:
     timings: dict[str, float]
     metadata: dict[str, Any]
     data: bytes
+    format: str = PNG
 
 
 class Spool:

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from PIL import Image
 
-from dreamforge.images.metadata import read_png
+from dreamforge.images.reading import read_image
 from tests.running_stack import RunningStack, wait_for
 from tests.web import web
 
@@ -50,15 +50,17 @@ def test_a_job_becomes_images_that_say_how_they_were_made(stack: RunningStack) -
         image = Image.open(io.BytesIO(data))
         assert (image.format, image.mode, image.size) == ("PNG", "RGB", (96, 64))
         assert len(image.getcolors(96 * 64) or ()) > 100, "noise has many colours"
-        written = read_png(data)
-        assert written.dreamforge is not None
-        assert written.dreamforge["job_id"] == job["id"]
-        assert written.dreamforge["item_index"] == index
-        assert written.dreamforge["checkpoint_hash"] == model["checkpoint_hash"]
+        written = read_image(data)
+        assert written.manifest is not None
+        assert (written.manifest.job_id, written.manifest.item_index) == (job["id"], index)
+        assert written.manifest.params == job["params"]
+        assert written.manifest.model is not None
+        assert written.manifest.model.sha256 == model["checkpoint_hash"]
         assert written.parameters == (
             "a lighthouse, at dawn\nNegative prompt: fog\n"
             f"Steps: 3, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5.0, Seed: {41 + index}, Size: 96x64, "
-            f"Model hash: {model['checkpoint_hash'][:10]}, Model: sdxl-tiny, Version: dreamforge 0.1.0"
+            f"Model hash: {model['checkpoint_hash'][:10]}, Model: sdxl-tiny, "
+            f'Hashes: {{"model":"{model["checkpoint_hash"][:10]}"}}, Version: dreamforge 0.1.0'
         )
 
 

@@ -105,6 +105,22 @@ def test_the_service_streams_it_to_those_who_ask(client: TestClient, artifact: d
     assert answer.headers["X-Request-Id"]
 
 
+@pytest.mark.parametrize(
+    ("format", "name", "media_type"), [("jpeg", "jpg", "image/jpeg"), ("webp", "webp", "image/webp")]
+)
+def test_every_format_has_its_media_type_and_its_ending(
+    client: TestClient, engine: Engine, artifact: dict[str, Any], format: str, name: str, media_type: str
+) -> None:
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE artifacts SET format = :format"), {"format": format})
+    path = f"/v1/artifacts/{artifact['id']}"
+    got = web.get(client.get(path).json()["url"])
+    streamed = client.get(f"{path}/content?redirect=false")
+    for answer in (got, streamed):
+        assert (answer.content, answer.headers["Content-Type"]) == (b"image 0", media_type)
+        assert f"{artifact['job_id']}_0.{name}" in answer.headers["Content-Disposition"]
+
+
 def test_head_tells_what_get_would(client: TestClient, artifact: dict[str, Any], relay: Relay) -> None:
     path = f"/v1/artifacts/{artifact['id']}/content"
     streamed = client.get(f"{path}?redirect=false").headers

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from dreamforge.images.metadata import read_png
+from dreamforge.images.reading import read_image
 from dreamforge.jobs.memory_ladder import LAST_RUNG, savings
 from dreamforge.store.endings import EndingStore
 from tests.integration.absence import finalize_and_claim
@@ -52,9 +52,9 @@ def test_degrading_tries_one_rung_after_the_other_each_in_a_process_of_its_own(b
         [],
         list(savings(LAST_RUNG)),
     )
-    manifest = read_png(bench.download(second.s3_key)).dreamforge
+    manifest = read_image(bench.download(second.s3_key)).manifest
     assert manifest is not None
-    assert manifest["memory_savings"] == list(savings(LAST_RUNG))
+    assert (manifest.rung, manifest.memory_savings) == (LAST_RUNG, savings(LAST_RUNG))
     assert len(_of(bench, new.id, "item.finished")) == 2, "none was made twice"
 
 

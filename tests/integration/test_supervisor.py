@@ -14,7 +14,8 @@ from sqlalchemy import text
 
 from dreamforge.blobs import Blobs
 from dreamforge.errors import LeaseLost
-from dreamforge.images.metadata import read_png
+from dreamforge.images.manifest import ManifestModel, ManifestPreset
+from dreamforge.images.reading import read_image
 from dreamforge.jobs.events import ItemStarted
 from dreamforge.jobs.retry import Budget
 from dreamforge.store.attempts import AttemptStore, NewArtifact
@@ -42,12 +43,35 @@ def test_every_item_becomes_a_stored_image_that_says_how_it_was_made(bench: Benc
         assert len(data) == row.size_bytes
         image = Image.open(io.BytesIO(data))
         assert (image.format, image.size, image.mode) == ("PNG", (72, 64), "RGB")
-        parameters = read_png(data).dreamforge
-        assert parameters is not None
-        assert (parameters["seed"], parameters["item_index"]) == (40 + index, index)
-        assert parameters["prompt"] == "fog, täglich"
-        assert parameters["job_id"] == str(new.id)
+        manifest = read_image(data).manifest
+        assert manifest is not None
+        assert (manifest.seed, manifest.item_index, manifest.attempt) == (40 + index, index, 1)
+        assert manifest.params == record.job.params_json
+        assert manifest.params["prompt"] == "fog, täglich"
+        assert (manifest.job_id, manifest.type) == (str(new.id), "generate")
+        assert manifest.model == ManifestModel(bench.model.name, version="1", sha256="ab" * 32)
+        assert manifest.preset == ManifestPreset("balanced")
+        assert manifest.versions.keys() == {"dreamforge", "torch", "diffusers", "transformers", "python"}
+        assert manifest.device == row.metadata_json["device"]
         assert row.s3_key.startswith(f"dreamforge/default/jobs/{new.id}/generate/")
+
+
+@pytest.mark.parametrize(
+    ("format", "extension"),
+    [("png", "png"), ("jpeg", "jpg"), ("webp", "webp")],
+)
+def test_images_are_stored_in_the_format_that_was_asked_for(bench: Bench, format: str, extension: str) -> None:
+    new, outcome = bench.run(format=format, quality=30, width=72, height=64, seed=5, prompt="fog, 森")
+    assert outcome.failure is None
+    (row,) = bench.artifacts(new.id)
+    assert (row.format, row.width, row.height) == (format, 72, 64)
+    assert row.s3_key.endswith(f"_0_72x64_5.{extension}")
+    read = read_image(bench.download(row.s3_key))
+    assert (read.format, read.width, read.height) == (format, 72, 64)
+    assert read.manifest is not None
+    assert read.manifest.params["quality"] == 30
+    assert read.parameters is not None
+    assert read.parameters.startswith("fog, 森\nNegative prompt: \nSteps: ")
 
 
 def test_the_events_tell_the_story_in_order(bench: Bench) -> None:

@@ -75,6 +75,7 @@ def test_defaults_fill_what_was_left_out() -> None:
         "scheduler": "euler",
         "seed": None,
         "format": "png",
+        "quality": 90,
         "preset": "balanced",
     }
 
@@ -87,6 +88,10 @@ def test_defaults_fill_what_was_left_out() -> None:
         ({"width": 64.0}, "params.width"),
         ({"height": 100_000}, "params.height"),
         ({"steps": 0}, "params.steps"),
+        ({"format": "gif"}, "params.format"),
+        ({"quality": 0}, "params.quality"),
+        ({"quality": 101}, "params.quality"),
+        ({"quality": 90.0}, "params.quality"),
         ({"steps": True}, "params.steps"),
         ({"seed": -1}, "params.seed"),
         ({"seed": 2**32}, "params.seed"),

@@ -1,5 +1,6 @@
 """Images on a node's disk: whole, of this step, and of a seed that is still right, or none."""
 
+import json
 import os
 import time
 import uuid
@@ -82,3 +83,14 @@ def test_a_folder_that_cannot_be_is_no_trouble(tmp_path: Path) -> None:
     spool.keep(IMAGE)
     spool.drop(3)
     assert spool.kept({3: 7}) == []
+
+
+def test_one_that_was_kept_before_there_were_several_formats_is_a_png(spool: Spool, tmp_path: Path) -> None:
+    spool.keep(replace(IMAGE, format="webp"))
+    assert [image.format for image in spool.kept({3: 7})] == ["webp"]
+    path = _folder(tmp_path) / "3.json"
+    description = json.loads(path.read_text())
+    del description["format"]
+    path.write_text(json.dumps(description))
+    assert spool.kept({3: 7}) == [IMAGE]
+    assert IMAGE.format == "png"

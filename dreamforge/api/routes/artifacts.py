@@ -11,9 +11,10 @@ from dreamforge.api.etag import IfNoneMatch, is_known
 from dreamforge.api.openapi import NOT_MODIFIED, with_headers
 from dreamforge.api.schemas import Artifact
 from dreamforge.api.state import ApiState, State
-from dreamforge.api.views import CONTENT_TYPES, artifact_filename, artifact_view
+from dreamforge.api.views import artifact_filename, artifact_view
 from dreamforge.errors import NotFound, StorageUnavailable
 from dreamforge.jobs.identity import uuid_of
+from dreamforge.jobs.image_format import IMAGE_FORMATS
 from dreamforge.store.tables import ArtifactRow
 
 router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
@@ -21,7 +22,8 @@ router = APIRouter(prefix="/v1/artifacts", tags=["artifacts"])
 _TOLD = with_headers(
     "Accept-Ranges", "Cache-Control", "Content-Disposition", "Content-Length", "ETag", "X-Content-Type-Options"
 )
-_BYTES = {**_TOLD, "content": {"image/png": {"schema": {"type": "string", "format": "binary"}}}}
+_BINARY = {"schema": {"type": "string", "format": "binary"}}
+_BYTES = {**_TOLD, "content": {format.content_type: _BINARY for format in IMAGE_FORMATS.values()}}
 _NOT_MODIFIED = {**NOT_MODIFIED, **with_headers("Cache-Control")}
 
 
@@ -100,7 +102,7 @@ def _not_modified(row: ArtifactRow) -> Response:
 
 def _headers(row: ArtifactRow) -> dict[str, str]:
     return {
-        "Content-Type": CONTENT_TYPES[row.format],
+        "Content-Type": IMAGE_FORMATS[row.format].content_type,
         "Content-Length": str(row.size_bytes),
         "Content-Disposition": f'inline; filename="{artifact_filename(row)}"',
         "ETag": f'"{_tag(row)}"',

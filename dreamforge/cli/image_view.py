@@ -1,0 +1,62 @@
+"""What an image file says, as a person reads it. Pure."""
+
+from collections.abc import Iterator
+from typing import Any
+
+from dreamforge.images.manifest import Manifest, ManifestLora
+from dreamforge.images.parameters_reading import parse_parameters
+from dreamforge.images.reading import ReadMetadata
+
+_HASH_LENGTH = 12
+
+
+def rows_of(read: ReadMetadata) -> list[tuple[str, str]]:
+    """Names and values, of our manifest or else of the `parameters` text. What there is not is left out."""
+    found = _of_manifest(read.manifest) if read.manifest else _of_parameters(read.parameters or "")
+    return [(name, value) for name, value in found if value]
+
+
+def _of_manifest(manifest: Manifest) -> Iterator[tuple[str, str]]:
+    for name, value in manifest.params.items():
+        # These two are told below, with what is known of them besides.
+        if name not in {"seed", "preset"}:
+            yield name.replace("_", " "), _told(value)
+    yield "seed", _told(manifest.seed)
+    if manifest.model:
+        yield (
+            "model",
+            _with_hash("@".join(filter(None, [manifest.model.name, manifest.model.version])), manifest.model.sha256),
+        )
+    for lora in manifest.loras:
+        yield "LoRA", _lora(lora)
+    if manifest.vae:
+        yield "VAE", _with_hash(manifest.vae.name, manifest.vae.sha256)
+    if manifest.preset:
+        yield "preset", " ".join(filter(None, [manifest.preset.name, manifest.preset.version]))
+    yield "memory savings", ", ".join(saving.replace("_", " ") for saving in manifest.memory_savings)
+    yield "job", _told(manifest.job_id)
+    yield "image", _told(manifest.item_index)
+    yield "attempt", _told(manifest.attempt)
+    yield "device", " ".join(filter(None, [manifest.device, manifest.dtype]))
+    yield "versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+
+
+def _of_parameters(text: str) -> Iterator[tuple[str, str]]:
+    read = parse_parameters(text)
+    yield "prompt", read.prompt
+    yield "negative prompt", read.negative_prompt
+    for lora in read.loras:
+        yield "LoRA", f"{lora.name}, weight {lora.weight:g}"
+    yield from read.fields.items()
+
+
+def _lora(lora: ManifestLora) -> str:
+    return _with_hash(f"{lora.name}, weight {lora.weight:g}", lora.sha256)
+
+
+def _with_hash(name: str, sha256: str | None) -> str:
+    return f"{name}, sha256 {sha256[:_HASH_LENGTH]}…" if sha256 else name
+
+
+def _told(value: Any) -> str:
+    return "" if value is None else str(value)
