@@ -74,8 +74,16 @@ class Service:
 
     def artifacts(self, job: dict[str, Any]) -> list[dict[str, Any]]:
         """The job's artifacts."""
-        return self.get(job["links"]["artifacts"]).json()["items"]
+        return self._surely(job["links"]["artifacts"]).json()["items"]
 
     def events(self, job: dict[str, Any]) -> list[dict[str, Any]]:
         """The job's events."""
-        return [json.loads(line) for line in self.get(job["links"]["logs"]).text.splitlines()]
+        return [json.loads(line) for line in self._surely(job["links"]["logs"]).text.splitlines()]
+
+    def _surely(self, path: str) -> httpx2.Response:
+        def answer() -> httpx2.Response | None:
+            found = self.get(path)
+            # As above.
+            return None if found.status_code == 503 else found
+
+        return wait_for(answer, what=f"an answer of {path}")

@@ -88,6 +88,15 @@ def vae(*, channels: int = 4, prefix: str = "", block: str = "mid.block_1") -> d
     }
 
 
+def text_encoder(*, prefix: str = "text_model.", pooled: bool = False) -> dict[str, tuple[int, ...]]:
+    """Some tensors of a text encoder in diffusers' layout; ``pooled`` is the second."""
+    return {
+        f"{prefix}embeddings.token_embedding.weight": (8, 8),
+        f"{prefix}final_layer_norm.weight": (8,),
+        **({"text_projection.weight": (8, 8)} if pooled else {}),
+    }
+
+
 def kohya_lora(*, width: int = 2048, rank: int = 4) -> dict[str, tuple[int, ...]]:
     """A LoRA of one layer in kohya's names."""
     layer = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn2_to_k"

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dreamforge.api.state import ApiState
 from dreamforge.errors import ModelDisabled, ModelIncompatible, ModelNotInstalled, UnknownModel
 from dreamforge.jobs.job import JobType
+from dreamforge.store.models import USABLE, ModelFilter
 from dreamforge.store.tables import ModelRow
 
 
 async def usable_model(reference: str | None, job_type: JobType, state: ApiState) -> ModelRow:
-    """The model that a job is to be run with, the default one for None. Raises why it cannot be."""
-    model = await state.models.find(reference, prefers_usable=True)
+    """The model that a job is to be run with, the default one for None. Raises why it cannot be.
+
+    A name may be that of models that do other things too, as a LoRA's: those that can run the job come first.
+    """
+    model = await state.models.find(reference, prefers=(ModelFilter(capability=job_type), USABLE))
     if model is None:
         raise await _unknown(reference, state)
     details = {"model_id": reference or str(model.id)}

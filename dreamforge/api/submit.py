@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from uuid6 import uuid7
 
+from dreamforge.api.companions import resolve_companions
 from dreamforge.api.model_reference import usable_model
 from dreamforge.api.schemas import CreateJob
 from dreamforge.api.state import ApiState
@@ -70,13 +71,14 @@ async def _new_job(request: CreateJob, state: ApiState, *, request_id: str, key:
     job_type = JobType(request.type)
     model = await usable_model(request.model_id, job_type, state)
     steps = plan(job_type, count=request.count)
+    params = await resolve_companions(resolve_parameters(request.params, model.parameters_schema), model, state)
     return NewJob(
         id=uuid7(),
         type=job_type,
         priority=Priority(request.priority),
         model_id=model.id,
         count=request.count,
-        params=resolve_parameters(request.params, model.parameters_schema),
+        params=params,
         options=request.options.model_dump(),
         metadata=request.metadata,
         request_id=request_id,

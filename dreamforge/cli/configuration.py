@@ -1,5 +1,6 @@
 """The settings, and trouble with them, as commands meet both."""
 
+import re
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -13,6 +14,9 @@ from dreamforge.client.errors import ClientError
 from dreamforge.embedded.trouble import StackError
 from dreamforge.errors import DreamForgeError, RequestError, StepError
 from dreamforge.settings import Settings
+
+# All but the end of a line.
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def load_settings() -> Settings:
@@ -31,7 +35,11 @@ FORESEEN = (StackError, DreamForgeError, ClientError, OSError)
 
 
 def sentence_of(error: BaseException) -> str:
-    """What a person is told of ``error``."""
+    """What a person is told of ``error``, which may say what a file or a server says."""
+    return harmless(_words_of(error))
+
+
+def _words_of(error: BaseException) -> str:
     match error:
         case RequestError() | StepError():
             # As `sentence` has it of those that come over HTTP.
@@ -62,4 +70,9 @@ def told_to(console: Console) -> Generator[None]:
 def tell_trouble(console: Console, words: str) -> None:
     """Say what went wrong, in red."""
     # A message may hold brackets, which are no markup.
-    console.print(f"✗ {words}", style="red", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"✗ {harmless(words)}", style="red", highlight=False, soft_wrap=True, markup=False)
+
+
+def harmless(text: str) -> str:
+    """The text without what a terminal would obey: files and servers say what they like."""
+    return _CONTROLS.sub("\ufffd", text)

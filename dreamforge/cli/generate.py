@@ -1,6 +1,8 @@
 """`dreamforge generate`: from a prompt to files."""
 
+import contextlib
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -19,6 +21,13 @@ _Guidance = Annotated[float | None, typer.Option(help="How closely to follow the
 _Scheduler = Annotated[str | None, typer.Option(help="How noise is taken away.", show_default=_MODELS_OWN)]
 _Seed = Annotated[int | None, typer.Option(help="Image i is drawn with seed + i.", show_default="each draws its own")]
 _Model = Annotated[str | None, typer.Option(help="An id, a name, or name@version.", show_default="the default one")]
+_Lora = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME[:WEIGHT]", help="A LoRA, and how much of it; repeat it.", show_default=False),
+]
+_Vae = Annotated[str | None, typer.Option(help="A VAE in place of the model's own.", show_default=False)]
+_Preset = Annotated[str | None, typer.Option(help="balanced, fast, quality or low_vram.", show_default=_MODELS_OWN)]
+_Format = Annotated[str | None, typer.Option("--format", help="png, jpeg or webp.", show_default="png")]
 _Param = Annotated[
     list[str] | None,
     typer.Option(metavar="NAME=VALUE", help="Any other parameter of the model; repeat it.", show_default=False),
@@ -39,6 +48,10 @@ def generate(  # noqa: PLR0913 - a command's options are its arguments
     scheduler: _Scheduler = None,
     seed: _Seed = None,
     model: _Model = None,
+    lora: _Lora = None,
+    vae: _Vae = None,
+    preset: _Preset = None,
+    file_format: _Format = None,
     param: _Param = None,
     priority: _Priority = "normal",
     no_wait: _NoWait = False,
@@ -57,6 +70,10 @@ def generate(  # noqa: PLR0913 - a command's options are its arguments
         "guidance_scale": guidance,
         "scheduler": scheduler,
         "seed": seed,
+        "loras": [_weighted(each) for each in lora] if lora else None,
+        "vae": vae,
+        "preset": preset,
+        "format": file_format,
         **_named_values(param or []),
     }
     with service(url) as client:
@@ -70,6 +87,14 @@ def generate(  # noqa: PLR0913 - a command's options are its arguments
             idempotency_key=calls.new_key(),
         )
         draw(submit, client=client, folder=output, as_json=as_json, no_wait=no_wait)
+
+
+def _weighted(given: str) -> dict[str, Any]:
+    name, colon, weight = given.partition(":")
+    with contextlib.suppress(ValueError):
+        if name and math.isfinite(number := float(weight) if colon else 1.0):
+            return {"id": name, "weight": number}
+    raise typer.BadParameter(f"{given!r} is not NAME[:WEIGHT].", param_hint="--lora")
 
 
 def _named_values(given: list[str]) -> dict[str, Any]:

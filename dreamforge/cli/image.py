@@ -1,6 +1,5 @@
 """`dreamforge image …`: what an image file says about how it was made."""
 
-import re
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from dreamforge.cli.configuration import told_to
+from dreamforge.cli.configuration import harmless, told_to
 from dreamforge.cli.drawing import CountOption, FolderOption, draw
 from dreamforge.cli.image_call import call_of
 from dreamforge.cli.image_view import rows_of
@@ -28,8 +27,6 @@ _File = Annotated[Path, typer.Argument(metavar="FILE", help="A PNG, JPEG or WebP
 _Model = Annotated[
     str | None, typer.Option(help="Another one: an id, a name, or name@version.", show_default="the file's")
 ]
-# A terminal would obey what a file says.
-_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 @image.command("show")
@@ -46,7 +43,7 @@ def show(file: _File, as_json: JsonOption = False) -> None:
     table.add_column(style="dim", no_wrap=True)
     table.add_column(overflow="fold")
     for name, value in rows_of(read):
-        table.add_row(Text(_harmless(name)), Text(_harmless(value)))
+        table.add_row(Text(harmless(name)), Text(harmless(value)))
     console.print(table)
 
 
@@ -71,7 +68,7 @@ def rerun(
         if call is None:
             raise StackError(f"{file} does not say how it was made.")
         for note in call.notes:
-            told.print(f"! {_harmless(note)}", style="yellow", markup=False)
+            told.print(f"! {harmless(note)}", style="yellow", markup=False)
         submit = partial(
             client.submit,
             call.prompt,
@@ -106,7 +103,3 @@ def _as_json(file: Path, read: ReadMetadata) -> dict[str, Any]:
         "manifest": read.manifest.as_json() if read.manifest else None,
         "parameters": read.parameters,
     }
-
-
-def _harmless(text: str) -> str:
-    return _CONTROLS.sub("\ufffd", text)

@@ -7,15 +7,18 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from dreamforge.api.schemas import Model
+from dreamforge.cli.image_companions import companions_of_manifest, companions_of_text
+from dreamforge.cli.image_models import CHECKPOINT, Choice, choose, judge, meant
 from dreamforge.errors import InvalidRequest
-from dreamforge.images.manifest import Manifest
+from dreamforge.images.manifest import Manifest, ManifestModel
 from dreamforge.images.parameters_reading import A1111Parameters, parse_parameters
 from dreamforge.images.reading import ReadMetadata
-from dreamforge.jobs.schedulers import SCHEDULERS
+from dreamforge.jobs.memory_ladder import savings
+from dreamforge.jobs.presets import preset_of
+from dreamforge.jobs.schedulers import SCHEDULERS, UNIFORM
 from dreamforge.models.parameters import resolve_parameters
 
 _MOST_NAMED = 8
-_SHORT_HASH = 10
 _UNDERSTOOD = {
     *("Steps", "Sampler", "Schedule type", "CFG scale", "Seed", "Size", "Model", "Model hash", "Version"),
     *("Hashes", "Lora hashes", "Civitai resources"),
@@ -57,22 +60,45 @@ def call_of(read: ReadMetadata, models: Sequence[Model], *, model: str | None = 
 
 
 def _of_manifest(manifest: Manifest, models: Sequence[Model], *, wanted: str | None) -> ImageCall:
-    params = {name: value for name, value in manifest.params.items() if name != "prompt"}
+    params = {name: value for name, value in manifest.params.items() if name not in {"prompt", "loras", "vae"}}
     if manifest.seed is not None:
         params["seed"] = manifest.seed
-    model, notes = wanted, list[str]()
-    if manifest.model is not None:
-        named = f"{manifest.model.name}@{manifest.model.version}" if manifest.model.version else manifest.model.name
-        model, notes = _chosen(named, manifest.model.sha256, models, wanted=wanted)
+    chosen = _model_of_manifest(manifest.model, models, wanted=wanted)
+    companions = companions_of_manifest(manifest, models)
     # Whatever it had to do without, it could not be drawn otherwise.
     options = {"oom_policy": "degrade"} if manifest.rung else dict[str, Any]()
-    return ImageCall(manifest.params["prompt"], params, model, options, tuple(notes))
+    notes = (*chosen.notes, *companions.notes, *_circumstances(manifest))
+    return ImageCall(manifest.params["prompt"], {**params, **companions.params}, chosen.reference, options, notes)
+
+
+def _model_of_manifest(model: ManifestModel | None, models: Sequence[Model], *, wanted: str | None) -> Choice:
+    if wanted is not None:
+        return judge(wanted, model.sha256 if model else None, models)
+    if model is None or not model.name:
+        return Choice(None)
+    named = f"{model.name}@{model.version}" if model.version else model.name
+    chosen = choose(named, model.sha256, models, kind=CHECKPOINT)
+    # Why one cannot be had the service says best.
+    return chosen if chosen.reference else Choice(named)
+
+
+def _circumstances(manifest: Manifest) -> list[str]:
+    """What a job does not ask for and what still moves pixels."""
+    notes: list[str] = []
+    if (manifest.batch_size or 1) > 1:
+        notes.append(f"It was drawn in a batch of {manifest.batch_size}: in another, pixels may differ by rounding.")
+    own = savings(preset_of(manifest.params).rung)
+    if saved := [name for name in manifest.memory_savings if name not in own][:_MOST_NAMED]:
+        told = ", ".join(name.replace("_", " ") for name in saved)
+        notes.append(f"It was drawn with less memory ({told}): without that, pixels may differ by rounding.")
+    return notes
 
 
 def _of_parameters(text: A1111Parameters, models: Sequence[Model], *, wanted: str | None) -> ImageCall:
     fields = text.fields
     width, _, height = fields.get("Size", "").partition("x")
     scheduler, notes = _scheduler(fields.get("Sampler", ""), fields.get("Schedule type", ""))
+    companions = companions_of_text(text, models)
     params = {
         "negative_prompt": text.negative_prompt,
         "steps": _number(fields.get("Steps")),
@@ -81,63 +107,34 @@ def _of_parameters(text: A1111Parameters, models: Sequence[Model], *, wanted: st
         "width": _number(width),
         "height": _number(height),
         "scheduler": scheduler,
-        "loras": [{"name": lora.name, "weight": lora.weight} for lora in text.loras] or None,
     }
-    model, said = _model_of(fields, models, wanted=wanted)
+    chosen = _model_of_text(fields, models, wanted=wanted)
     left_out = [name for name in fields if name not in _UNDERSTOOD][:_MOST_NAMED]
     others = [f"Not repeated: {', '.join(left_out)}."] if left_out else []
     given = {name: value for name, value in params.items() if value is not None}
-    return ImageCall(prompt=text.prompt, params=given, model=model, notes=(*said, *notes, *others))
+    return ImageCall(
+        prompt=text.prompt,
+        params={**given, **companions.params},
+        model=chosen.reference,
+        notes=(*chosen.notes, *notes, *companions.notes, *others),
+    )
 
 
-def _model_of(
-    fields: Mapping[str, str], models: Sequence[Model], *, wanted: str | None
-) -> tuple[str | None, list[str]]:
+def _model_of_text(fields: Mapping[str, str], models: Sequence[Model], *, wanted: str | None) -> Choice:
     """The model that a `parameters` text names, or the default one where it is not here."""
-    named = fields.get("Model") or fields.get("Model hash")
-    if wanted is None and not named:
-        return None, ["The file names no model: the default one is used."]
-    model, said = _chosen(fields.get("Model", ""), fields.get("Model hash"), models, wanted=wanted)
-    if wanted is None and not (model and _is_known(model, models)):
-        return None, [f"The model {named} is not here: the default one is used."]
-    return model, said
-
-
-def _chosen(
-    named: str, sha256: str | None, models: Sequence[Model], *, wanted: str | None
-) -> tuple[str | None, list[str]]:
-    """Which model to ask for, and what to say about it: the one of that name, or else the one that is the same."""
-    model = wanted or named or None
-    same = [other for other in models if sha256 and _is_same(other, sha256)]
-    if wanted is None and same and not any(_is_called(other, named) for other in models):
-        model = _full_name(same[0])
-        return model, [f"{named} is called {model} here."] if named else []
-    found = [other for other in models if model and _is_called(other, model)]
-    if found and sha256 and not any(other in same for other in found):
-        return model, [f"{model} is not the model that the file was made with: its hash is another. Images may differ."]
-    return model, []
-
-
-def _is_called(model: Model, reference: str) -> bool:
-    return reference in {model.name, _full_name(model), str(model.id)}
-
-
-def _is_known(reference: str, models: Sequence[Model]) -> bool:
-    return any(_is_called(model, reference) for model in models)
-
-
-def _is_same(model: Model, sha256: str) -> bool:
-    """By the whole hash, or by a short one as A1111 writes it."""
-    return len(sha256) >= _SHORT_HASH and (model.checkpoint_hash or "").startswith(sha256.lower())
-
-
-def _full_name(model: Model) -> str:
-    return f"{model.name}@{model.version}"
+    sha256 = fields.get("Model hash")
+    named = fields.get("Model") or sha256
+    if wanted is not None:
+        return judge(wanted, sha256, models)
+    if not named:
+        return Choice(None, ("The file names no model: the default one is used.",))
+    chosen = choose(fields.get("Model", ""), sha256, models, kind=CHECKPOINT)
+    return chosen if chosen.reference else Choice(None, (f"The model {named} is not here: the default one is used.",))
 
 
 def _schema_of(reference: str | None, models: Sequence[Model]) -> Mapping[str, Any] | None:
-    found = [model for model in models if (_is_called(model, reference) if reference else model.default)]
-    return found[0].parameters_schema if found else None
+    found = meant(reference, models)
+    return found.parameters_schema if found else None
 
 
 def _fitting(call: ImageCall, schema: Mapping[str, Any] | None) -> ImageCall:
@@ -168,7 +165,7 @@ def _scheduler(sampler: str, schedule: str) -> tuple[str | None, list[str]]:
     given, kind = sampler.strip().lower(), schedule.strip().lower()
     if not given:
         return None, []
-    names = {row.title.lower(): name for name, row in SCHEDULERS.items()}
+    names = {row.title.removesuffix(UNIFORM).strip().lower(): name for name, row in SCHEDULERS.items()}
     if kind in _NO_SCHEDULE:
         kind = _AUTOMATIC.get(given, "") if kind == "automatic" else ""
     if (title := f"{given} {kind}".strip()) in names:
@@ -180,7 +177,8 @@ def _scheduler(sampler: str, schedule: str) -> tuple[str | None, list[str]]:
 def _number(text: str | None) -> int | float | None:
     """The number in a field; None for what is none."""
     for read in (int, float):
-        with contextlib.suppress(ValueError):
+        # Some integers are past every float.
+        with contextlib.suppress(ValueError, OverflowError):
             number = read(text or "")
             return number if math.isfinite(number) else None
     return None

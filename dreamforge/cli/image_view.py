@@ -8,6 +8,7 @@ from dreamforge.images.parameters_reading import parse_parameters
 from dreamforge.images.reading import ReadMetadata
 
 _HASH_LENGTH = 12
+_FIRST = ("prompt", "negative_prompt", "width", "height", "steps", "guidance_scale", "scheduler")
 
 
 def rows_of(read: ReadMetadata) -> list[tuple[str, str]]:
@@ -17,9 +18,9 @@ def rows_of(read: ReadMetadata) -> list[tuple[str, str]]:
 
 
 def _of_manifest(manifest: Manifest) -> Iterator[tuple[str, str]]:
-    for name, value in manifest.params.items():
-        # These two are told below, with what is known of them besides.
-        if name not in {"seed", "preset"}:
+    for name, value in sorted(manifest.params.items(), key=lambda param: _place(param[0])):
+        # These are told below, with what is known of them besides.
+        if name not in {"seed", "preset", "loras", "vae"}:
             yield name.replace("_", " "), _told(value)
     yield "seed", _told(manifest.seed)
     if manifest.model:
@@ -32,13 +33,19 @@ def _of_manifest(manifest: Manifest) -> Iterator[tuple[str, str]]:
     if manifest.vae:
         yield "VAE", _with_hash(manifest.vae.name, manifest.vae.sha256)
     if manifest.preset:
-        yield "preset", " ".join(filter(None, [manifest.preset.name, manifest.preset.version]))
+        yield "preset", " ".join(filter(None, [manifest.preset.name, _told(manifest.preset.version)]))
     yield "memory savings", ", ".join(saving.replace("_", " ") for saving in manifest.memory_savings)
+    yield "images drawn at once", _told(manifest.batch_size) if manifest.batch_size != 1 else ""
     yield "job", _told(manifest.job_id)
     yield "image", _told(manifest.item_index)
     yield "attempt", _told(manifest.attempt)
     yield "device", " ".join(filter(None, [manifest.device, manifest.dtype]))
     yield "versions", ", ".join(f"{name} {version}" for name, version in manifest.versions.items())
+
+
+def _place(name: str) -> tuple[int, str]:
+    # PostgreSQL keeps no order of its own.
+    return (_FIRST.index(name), name) if name in _FIRST else (len(_FIRST), name)
 
 
 def _of_parameters(text: str) -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from dreamforge.api.schemas import Model
 from dreamforge.cli import model_registry
+from dreamforge.cli.configuration import harmless
 from dreamforge.cli.service import JsonOption, UrlOption, print_json, service, stdout_console
 from dreamforge.cli.wording import size
 
@@ -14,9 +15,6 @@ model = typer.Typer(
     help="Models: list, import, switch on and off, remove them.", no_args_is_help=True, add_completion=False
 )
 model_registry.add_to(model)
-
-_HASH_DIGITS = 10
-"""A1111's short hash."""
 
 
 @model.command("list")
@@ -59,7 +57,7 @@ def show(
         "state": _state(found),
         "size": size(found.size_bytes),
         "sha256": found.checkpoint_hash,
-        "short hash": (found.checkpoint_hash or "")[:_HASH_DIGITS],
+        "short hash": (found.checkpoint_hash or "")[: model_registry.HASH_DIGITS],
         "from": found.source_uri,
         **found.metadata.get("weights", {}),
         "configuration": found.metadata.get("config_path"),
@@ -72,7 +70,7 @@ def show(
     for name, value in known.items():
         if value:
             # A name or a path may hold brackets, which are no markup.
-            table.add_row(name.replace("_", " "), str(value).replace("[", r"\["))
+            table.add_row(name.replace("_", " "), harmless(str(value)).replace("[", r"\["))
     stdout_console().print(table)
 
 

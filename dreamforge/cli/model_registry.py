@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.prompt import Confirm
 
-from dreamforge.cli.configuration import load_settings, tell_trouble, told_to
+from dreamforge.cli.configuration import harmless, load_settings, tell_trouble, told_to
 from dreamforge.cli.service import JsonOption, print_json, stdout_console
 from dreamforge.cli.wording import size
 from dreamforge.models.weights import Kind
@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from dreamforge.store.models import ModelRegistry
 
 _Reference = Annotated[str, typer.Argument(metavar="NAME", help="A name, name@version, or an id.", show_default=False)]
-_HASH_DIGITS = 12
+HASH_DIGITS = 12
+"""Of a hash, where it is shown short."""
 
 
 def add_to(model: typer.Typer) -> None:
@@ -64,14 +65,14 @@ def import_(
     console = _console()
     wanted = ImportRequest(path=path, name=name, version=version, kind=kind, config=config, as_default=default)
     with told_to(console), _reading(console) as progress:
-        task = progress.add_task(f"Reading {path.name}", total=None)
+        task = progress.add_task(f"Reading {harmless(path.name)}", total=None)
 
         def on_bytes(done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
         imported = import_model(wanted, database_url_of(load_settings()), on_bytes=on_bytes)
     for warning in imported.inspection.warnings:
-        console.print(f"! {warning}", style="yellow", markup=False)
+        console.print(f"! {harmless(warning)}", style="yellow", markup=False)
     if as_json:
         print_json({**asdict(imported.descriptor), **asdict(imported.registered)})
     else:
@@ -155,15 +156,12 @@ def _tell(imported: "Imported", console: Console) -> None:
         model.kind,
         weights.dtype,
         size(model.size_bytes),
-        f"sha256 {model.checkpoint_hash[:_HASH_DIGITS]}…",
+        f"sha256 {model.checkpoint_hash[:HASH_DIGITS]}…",
     )
     known = "" if imported.registered.is_new else " It was known already; this is where it lies now."
     console.print(f"✓ {', '.join(facts)}.{known}", soft_wrap=True, markup=False)
-    if weights.kind is Kind.CHECKPOINT:
-        is_default = imported.registered.is_default
-        if is_default:
-            console.print("  Jobs that name no model take it.")
-        choice = "" if is_default else f" --model {model.name}"
-        console.print(f'  Draw with it: dreamforge generate "a lighthouse at dawn"{choice}', markup=False)
-    else:
-        console.print(f"  What is known of it: dreamforge model show {model.name}", markup=False)
+    if imported.registered.is_default:
+        console.print("  Jobs that name no model take it.")
+    named = {Kind.CHECKPOINT: " --model ", Kind.LORA: " --lora ", Kind.VAE: " --vae "}[weights.kind] + model.name
+    choice = "" if imported.registered.is_default else named
+    console.print(f'  Draw with it: dreamforge generate "a lighthouse at dawn"{choice}', markup=False)

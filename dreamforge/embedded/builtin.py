@@ -1,16 +1,19 @@
 """The built-in model: where nothing is installed, a tiny SDXL with random weights makes the service work at once."""
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from dreamforge.embedded.model_import import registration
 from dreamforge.errors import ModelCorrupt
 from dreamforge.models.descriptor import ModelDescriptor, SizeRange, sdxl_schema
 from dreamforge.models.files import DESCRIPTOR_NAME, checkpoint_hash, hash_folder
+from dreamforge.models.pipeline_folder import read_pipeline
 from dreamforge.settings import Settings
 from dreamforge.store.engine import open_engine
 from dreamforge.store.models import ModelRegistry
@@ -66,8 +69,15 @@ def describe(folder: Path) -> ModelDescriptor:
         parameters_schema=sdxl_schema(size=_SIZE, default_steps=4),
         capabilities=("generate",),
         files=files,
-        metadata={"description": NOTICE},
+        metadata={"description": NOTICE, **_weights_of(folder)},
     )
+
+
+def _weights_of(folder: Path) -> dict[str, Any]:
+    """What was found when it was built: damage is not what the model is. Older builds do not say."""
+    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+        return {"weights": json.loads((folder / DESCRIPTOR_NAME).read_text())["metadata"]["weights"]}
+    return {}
 
 
 def _build(folder: Path) -> None:
@@ -78,4 +88,6 @@ def _build(folder: Path) -> None:
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         raise ModelCorrupt(f"The built-in model could not be built: {result.stderr.strip()[-500:]}")
-    (folder / DESCRIPTOR_NAME).write_text(json.dumps(asdict(describe(folder)), indent=2))
+    built = describe(folder)
+    built = replace(built, metadata={**built.metadata, "weights": read_pipeline(folder).weights.told()})
+    (folder / DESCRIPTOR_NAME).write_text(json.dumps(asdict(built), indent=2))

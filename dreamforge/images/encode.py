@@ -31,7 +31,7 @@ def encode(
 
     ``parameters`` and ``manifest`` are what it says of itself; an empty one is left out. In a PNG they are text chunks;
     in the others the one is EXIF's `UserComment`, the other XMP. A JPEG has room for 32,700 UTF-16 units of
-    ``parameters``: there prompts that are longer end with `…`, and the manifest has them whole.
+    ``parameters``: there prompts that are longer end with `…`, before their LoRAs; the manifest has them whole.
 
     Raises ``ValueError`` when the pixels are fewer or more than that, and for a format that there is not.
     """

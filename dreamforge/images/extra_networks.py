@@ -13,6 +13,9 @@ from dataclasses import dataclass
 _WORD_JOINER = "\u2060"
 _TAG = re.compile(r"<(lora|lyco|hypernet):([^:<>\n]{1,256})((?::[^:<>\n]{0,64}){0,4})>", re.IGNORECASE)
 _BEGIN = re.compile(r"<(lora|lyco|hypernet)(?=:)", re.IGNORECASE)
+# Open to the end, it would take in the tags that are put behind it.
+_OPEN = re.compile(r"<(\w+)(?=:[^>]*\Z)")
+_OPEN_END = re.compile(r"<\w+:.*", re.DOTALL)
 _UNSAFE = re.compile(r"[^a-zA-Z0-9_.-]+")
 
 
@@ -48,6 +51,20 @@ def taken_out(prompt: str) -> tuple[str, tuple[LoraTag, ...]]:
     return (_TAG.sub("", prompt).strip(), tags) if _TAG.search(prompt) else (prompt, ())
 
 
+def parted(prompt: str) -> tuple[str, list[str]]:
+    """The prompt's words, and its tags as they stand there. A blank is left where one stood: what was on both sides of
+    it must not become another.
+    """
+    found = [tag[0] for tag in _TAG.finditer(prompt)]
+    return (_TAG.sub(" ", prompt).strip(), found) if found else (prompt, [])
+
+
+def without_open_end(prompt: str) -> str:
+    """The prompt as far as no tag is begun that does not end: it would take in those that are put behind it."""
+    closed = prompt.rfind(">") + 1
+    return prompt[:closed] + _OPEN_END.sub("…", prompt[closed:])
+
+
 def harmless_tags(prompt: str, *, allowed: Collection[LoraTag]) -> tuple[str, list[LoraTag]]:
     """The prompt in which only those tags are tags that are ``allowed``, each once, and those that there are.
 
@@ -63,6 +80,7 @@ def harmless_tags(prompt: str, *, allowed: Collection[LoraTag]) -> tuple[str, li
         return found[0]
 
     marked = _BEGIN.sub(rf"<\1{_WORD_JOINER}", _TAG.sub(kept, prompt.replace("\0", "")))
+    marked = _OPEN.sub(rf"<\1{_WORD_JOINER}", marked)
     return marked.replace("\0", "<"), there
 
 

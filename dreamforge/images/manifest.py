@@ -7,7 +7,9 @@ import json
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
+
+from dreamforge.jobs.storable import storable
 
 SCHEMA = 1
 
@@ -28,11 +30,13 @@ class ManifestModel:
 
 @dataclass(frozen=True)
 class ManifestLora:
-    """A LoRA that was added with a weight."""
+    """A LoRA that was added with a weight. ``tensor_hash`` is the sha256 of its tensors alone, in hex."""
 
     name: str
-    weight: float = 1.0
+    weight: FiniteFloat = 1.0
     sha256: str | None = None
+    tensor_hash: str | None = None
+    version: str | None = None
     air: str | None = None
     model_version_id: int | None = None
 
@@ -43,14 +47,15 @@ class ManifestVae:
 
     name: str
     sha256: str | None = None
+    version: str | None = None
 
 
 @dataclass(frozen=True)
 class ManifestPreset:
-    """The preset, and the version of its table."""
+    """The preset, and the version of what it stands for."""
 
     name: str
-    version: str | None = None
+    version: int | None = None
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,16 @@ _FIRST_PARAMS = ("prompt", "negative_prompt", "scheduler", "steps", "guidance_sc
 
 
 def read_manifest(text: str) -> Manifest | None:
-    """The manifest in a text; None when it is none. Names that are not known are passed over."""
+    """The manifest in a text; None when it is none. Names that are not known are passed over.
+
+    What neither a service nor a terminal could take is none, or is left out; see ``storable``.
+    """
     try:
-        content: Any = json.loads(text, parse_constant=_refuse)
+        content: Any = storable(json.loads(text, parse_constant=_refuse))
         if isinstance(content, dict) and "schema" not in content:
             content = _of_first_form(content)
         return _MANIFEST.validate_python(content)
-    except (ValueError, RecursionError, ValidationError):
+    except (ValueError, OverflowError, RecursionError, ValidationError):
         return None
 
 

@@ -5,6 +5,7 @@ import re
 from dataclasses import dataclass
 
 from dreamforge.images.extra_networks import LoraTag, taken_out
+from dreamforge.jobs.storable import storable
 
 _NEGATIVE = "Negative prompt:"
 _FEWEST_FIELDS = 3
@@ -50,6 +51,6 @@ def _unquoted(value: str) -> str:
     if not (value.startswith('"') and value.endswith('"')):
         return value
     try:
-        return str(json.loads(value))
+        return str(storable(json.loads(value)))
     except ValueError:
         return value

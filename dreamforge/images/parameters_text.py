@@ -12,20 +12,22 @@ The rules of the readers:
   which Civitai takes out of the line as JSON (``src/utils/metadata/automatic.metadata.ts``);
 - ComfyUI wants the line `Negative prompt:`, even an empty one (``src/scripts/pnginfo.ts``, ``importA1111``); Civitai
   divides the text wherever these words stand, and takes the first line that begins with `Steps: ` for the last one;
-- a short hash is the first ten hex digits of a sha256, a LoRA's in `Lora hashes` the first twelve.
+- a short hash is the first ten hex digits of a sha256; in `Lora hashes` it is the first twelve of a LoRA's tensors
+  alone (``extensions-builtin/Lora/network.py``).
 """
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
-from dreamforge.images.extra_networks import LoraTag, as_tag, harmless_tags, safe_names
+from dreamforge.images.extra_networks import LoraTag, as_tag, harmless_tags, parted, safe_names, without_open_end
 from dreamforge.images.manifest import Manifest, ManifestLora, ManifestModel
 from dreamforge.jobs.schedulers import SCHEDULERS
 
 WORD_JOINER = "\u2060"
 _SHORT_HASH, _LORA_HASH = 10, 12
 _NEGATIVE = "\nNegative prompt: "
+_CUT = "…"
 # What a reader takes for the beginning of another part: anywhere, or at a line's start.
 _MARKS = re.compile(
     r"(Negative prompt|^(?:[^\S\n]|\ufeff)*(?:Steps|Template|Negative Template))(?=:)", re.MULTILINE | re.IGNORECASE
@@ -48,14 +50,21 @@ def parameters_text(manifest: Manifest) -> str:
 
 
 def shortened(text: str, most: int) -> str:
-    """A text of ``parameters_text`` in ``most`` UTF-16 units: prompts that are too long end with `…`."""
+    """A text of ``parameters_text`` in ``most`` UTF-16 units: prompts that are too long end with `…`, LoRAs follow."""
     if _units(text) <= most:
         return text
     prompts, _, line = text.rpartition("\n")
     prompt, _, negative = prompts.rpartition(_NEGATIVE)
+    words, tags = parted(prompt)
     room = most - _units(line) - _units(_NEGATIVE) - 1
-    longest = max(room // 2, room - min(_units(prompt), _units(negative)))
-    return f"{_cut(prompt, longest)}{_NEGATIVE}{_cut(negative, longest)}\n{line}"
+    kept = _that_fit(tags, room - 2 * _units(_CUT))
+    left = room - _units(kept)
+    # Blanks between words and tags may be more than will be there.
+    own = max(_units(words), _units(prompt) - _units(kept))
+    longest = max(left // 2, left - min(own, _units(negative)))
+    if _units(prompt) > longest + _units(kept):
+        prompt = f"{without_open_end(_cut(words, longest)) if kept else _cut(words, longest)}{kept}"
+    return f"{prompt}{_NEGATIVE}{_cut(negative, longest)}\n{line}"
 
 
 def _sampling(manifest: Manifest) -> dict[str, str | None]:
@@ -74,6 +83,7 @@ def _sampling(manifest: Manifest) -> dict[str, str | None]:
 def _hashes(manifest: Manifest, loras: Mapping[str, ManifestLora]) -> dict[str, str | None]:
     model, vae = manifest.model, manifest.vae
     known = {name: lora.sha256 for name, lora in loras.items() if lora.sha256}
+    tensors = {name: hash for name, lora in loras.items() if (hash := lora.tensor_hash or lora.sha256)}
     short = {
         "model": model.sha256 if model else None,
         **{f"lora:{name}": sha256 for name, sha256 in known.items()},
@@ -89,7 +99,7 @@ def _hashes(manifest: Manifest, loras: Mapping[str, ManifestLora]) -> dict[str, 
         "Model": _quoted(model.name or None) if model else None,
         "VAE hash": hashes.get("vae"),
         "VAE": _quoted(vae.name or None) if vae else None,
-        "Lora hashes": _quoted(", ".join(f"{name}: {sha256[:_LORA_HASH]}" for name, sha256 in known.items()) or None),
+        "Lora hashes": _quoted(", ".join(f"{name}: {hash[:_LORA_HASH]}" for name, hash in tensors.items()) or None),
         "Hashes": _json(hashes) if hashes else None,
         "Civitai resources": _json(found) if (found := list(filter(None, resources))) else None,
     }
@@ -140,8 +150,18 @@ def _units(text: str) -> int:
     return len(text.encode("utf-16-be", "surrogatepass")) // 2
 
 
+def _that_fit(tags: Sequence[str], most: int) -> str:
+    """The tags, each behind a blank; of too many the first ones."""
+    kept = ""
+    for tag in tags:
+        if _units(kept) + 1 + _units(tag) > most:
+            break
+        kept += f" {tag}"
+    return kept
+
+
 def _cut(text: str, most: int) -> str:
     if _units(text) <= most:
         return text
     begin = text.encode("utf-16-be", "surrogatepass")[: 2 * max(0, most - 1)]
-    return begin.decode("utf-16-be", "ignore") + "…"
+    return begin.decode("utf-16-be", "ignore") + _CUT

@@ -10,29 +10,26 @@ A frame is a header and, for pixels, a payload::
     header   UTF-8 JSON: {"type": "...", ...fields}
     payload  raw bytes (only `item_drawn`: RGB, 8 bits a channel, row by row)
 
-One item goes like this: the supervisor sends `BeginItem` (the credit), the runner answers with `Progress` frames and
-one `ItemDrawn`. After `EndOfItems` the runner sends `StepDone`; after `Acknowledge` it leaves. At any time the
-supervisor may send `Stop`: the runner answers with `StepFailed` and the code `cancelled`, at the latest when it would
-send progress next; while it decodes an image, once it has sent that.
+One batch goes like this: the supervisor sends `BeginItems` (the credit), the runner answers with `Progress` frames and
+an `ItemDrawn` for each item, in their order. After `EndOfItems` the runner sends `StepDone`; after `Acknowledge` it
+leaves. At any time the supervisor may send `Stop`: the runner answers with `StepFailed` and the code `cancelled`, at
+the latest when it would send progress next; while it decodes images, once it has sent those.
 """
 
 import json
-import math
-import re
 import struct
 from dataclasses import asdict, dataclass, field, fields
 from types import UnionType
 from typing import Any, ClassVar, get_origin
 
 from dreamforge.jobs.progress import Stage
+from dreamforge.jobs.storable import storable
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAGIC = b"DF"
 PREFIX = struct.Struct("!2sBxII")
 MAX_HEADER = 1024 * 1024
 MAX_PAYLOAD = 256 * 1024 * 1024
-_DEEPEST = 16
-_UNSTORABLE = re.compile("[\x00\ud800-\udfff]")
 
 
 class FrameError(Exception):
@@ -46,8 +43,10 @@ class FrameError(Exception):
 class PrepareStep:
     """What to load and what to draw.
 
+    ``model_path`` is a folder in diffusers' layout or a single file; ``config_path`` the folder of its components'
+    configurations, None for those of SDXL 1.0; ``vae_path`` a VAE in place of the model's own, file or folder.
     ``device`` is a torch device, `cuda` or `cpu`; ``params`` the job's, resolved; ``savings`` what saves GPU memory,
-    see `dreamforge.jobs.memory_ladder`.
+    see `dreamforge.jobs.memory_ladder`; ``vae_dtype`` the VAE's element type on a GPU.
     """
 
     type: ClassVar[str] = "prepare_step"
@@ -57,15 +56,20 @@ class PrepareStep:
     device: str
     params: dict[str, Any]
     savings: list[str] = field(default_factory=list[str])
+    vae_dtype: str = "float32"
+    is_channels_last: bool = False
+    config_path: str | None = None
+    vae_path: str | None = None
+    loras: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
 
 
 @dataclass(frozen=True)
-class BeginItem:
-    """The credit for one item."""
+class BeginItems:
+    """The credit for items that are denoised together; ``seeds`` are in the same order."""
 
-    type: ClassVar[str] = "begin_item"
-    item_index: int
-    seed: int
+    type: ClassVar[str] = "begin_items"
+    item_indexes: list[int]
+    seeds: list[int]
 
 
 @dataclass(frozen=True)
@@ -104,10 +108,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class ModelLoaded:
-    """The model is in memory; ``seconds`` it took."""
+    """The model is in memory; ``seconds`` it took. ``dtype`` is what the UNet computes in."""
 
     type: ClassVar[str] = "model_loaded"
     seconds: float
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -122,7 +127,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class ItemDrawn:
-    """One finished image: ``width * height * 3`` bytes of RGB. ``timings`` are seconds by stage."""
+    """One finished image: ``width * height * 3`` bytes of RGB.
+
+    ``timings`` are seconds by stage, of a batch its share.
+    """
 
     type: ClassVar[str] = "item_drawn"
     item_index: int
@@ -164,7 +172,7 @@ class StepFailed:
 
 Message = (
     PrepareStep
-    | BeginItem
+    | BeginItems
     | EndOfItems
     | Stop
     | Acknowledge
@@ -181,7 +189,7 @@ _TYPES: dict[str, type[Message]] = {
     kind.type: kind
     for kind in (
         PrepareStep,
-        BeginItem,
+        BeginItems,
         EndOfItems,
         Stop,
         Acknowledge,
@@ -219,7 +227,7 @@ def parse_prefix(prefix: bytes) -> tuple[int, int]:
 def decode(header: bytes, payload: bytes) -> Message:
     """The message of one frame. Raises ``FrameError`` when it does not fit its type."""
     try:
-        content = _storable(json.loads(header, parse_constant=_refuse_constant))
+        content = storable(json.loads(header, parse_constant=_refuse_constant))
         kind = _TYPES[content.pop("type")]
         if kind is ItemDrawn:
             content["pixels"] = payload
@@ -234,6 +242,8 @@ def decode(header: bytes, payload: bytes) -> Message:
     match message:
         case ItemDrawn():
             _check_pixels(message)
+        case BeginItems():
+            _check_items(message)
         case Progress() if message.stage not in set(Stage):
             raise FrameError("progress of no stage")
         case _:
@@ -247,8 +257,9 @@ def _check_types(kind: type[Message], content: dict[str, Any]) -> None:
         # `int | None` is understood by isinstance() as it is, `dict[str, Any]` only as `dict`.
         wanted: Any = spec.type if origin in (None, UnionType) else origin
         value = content[spec.name]
-        # To Python a bool is an int; no message has one.
-        if isinstance(value, bool) or not isinstance(value, (int, float) if wanted is float else wanted):
+        # To Python a bool is an int.
+        is_of_type = isinstance(value, (int, float) if wanted is float else wanted)
+        if not is_of_type or isinstance(value, bool) != (wanted is bool):
             raise FrameError(f"{spec.name} of {kind.type} is a {type(value).__name__}")
 
 
@@ -257,29 +268,17 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(name)
 
 
-def _storable(value: Any, *, depth: int = 0) -> Any:
-    """The value as Postgres can keep it and clients can read it: no NUL, no lone surrogate, no number past every float,
-    no nesting without end. Names of files and words of libraries come through here.
-    """
-    if depth > _DEEPEST:
-        raise ValueError("nested too deeply")
-    match value:
-        case str():
-            return _UNSTORABLE.sub("\ufffd", value)
-        case float() if not math.isfinite(value):
-            raise ValueError("a number is too large")
-        case dict():
-            return {_storable(name): _storable(inner, depth=depth + 1) for name, inner in value.items()}
-        case list():
-            return [_storable(inner, depth=depth + 1) for inner in value]
-        case _:
-            return value
-
-
 def _check_pixels(message: ItemDrawn) -> None:
     size = message.width * message.height * 3
     if min(message.width, message.height) < 1 or len(message.pixels) != size:
         raise FrameError(f"{len(message.pixels)} bytes of pixels for {message.width}x{message.height}")
+
+
+def _check_items(message: BeginItems) -> None:
+    numbers: list[Any] = [*message.item_indexes, *message.seeds]
+    is_paired = 0 < len(message.item_indexes) == len(message.seeds)
+    if not is_paired or not all(type(number) is int for number in numbers):
+        raise FrameError("a credit for no items")
 
 
 def _check_lengths(header: int, payload: int) -> None:

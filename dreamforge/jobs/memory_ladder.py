@@ -2,13 +2,14 @@
 
 === ===================================== ===================================================================
  0  nothing                               as fast as it goes
- 1  `vae_tiling`                          the image is decoded in tiles: less memory after denoising
+ 1  `vae_tiling`                          one image at a time, decoded in tiles: less memory after denoising
  2  + `vae_slicing`                       several images are decoded one by one
  3  + `model_offload`                     of text encoders, UNet and VAE one at a time is on the GPU
  4  `sequential_offload` instead of that  one layer at a time: the least memory, and many times slower
 === ===================================== ===================================================================
 
-Each rung is tried in a process of its own: what one that ran out of memory holds is given back by its end alone.
+Each rung is tried in a process of its own: what one that ran out of memory holds is given back by its end alone. A
+preset may begin on a higher one.
 """
 
 from dreamforge.jobs.outcome import Failure
@@ -26,6 +27,8 @@ _SAVINGS = (
     (VAE_TILING, VAE_SLICING, SEQUENTIAL_OFFLOAD),
 )
 LAST_RUNG = len(_SAVINGS) - 1
+MODEL_OFFLOAD_RUNG = 3
+"""The first one on which models take turns on the GPU."""
 
 
 def savings(rung: int) -> tuple[str, ...]:

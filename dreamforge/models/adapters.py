@@ -1,7 +1,8 @@
 """LoRAs and their relatives, told by the names of their tensors."""
 
 import re
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 from dreamforge.errors import ModelIncompatible
 from dreamforge.models.safetensors_header import SafetensorsHeader, Tensor
@@ -25,6 +26,17 @@ _OF_A_LAYER = re.compile(r"^(lora_|lycoris_|oft_|unet\.|text_encoder|transformer
 _ANY_LORA = re.compile(r"\.lora_([AB]|down|up)\b")
 _DOWN = r"(lora_down|lora_A(\.default)?|lora\.down|lora_linear_layer\.down)\.weight$"
 _CROSS_ATTENTION = re.compile(rf"attn2[._](processor[._])?to_[kv][._]{_DOWN}")
+# The names that diffusers loads. One of another kind in the file makes it refuse the whole, or it passes over it
+# without a word; so it does with half of a file that has both kohya's names and its own.
+_FORMATS = (
+    (re.compile(r"(?P<layer>lora_(unet|te|te1|te2)_[^.]+)\.(?P<side>alpha|lora_(down|up)\.weight)$"),),
+    (
+        re.compile(r"(?P<layer>(unet|text_encoder(_2)?)\..+)\.(?P<side>lora_[AB])\.weight$"),
+        re.compile(r"(?P<layer>unet\..+)[._](?P<side>lora\.(down|up))\.weight$"),
+        re.compile(r"(?P<layer>text_encoder(_2)?\..+)\.(?P<side>lora_linear_layer\.(down|up))\.weight$"),
+        re.compile(r"(?P<layer>text_encoder(_2)?\..+\.to_(q|k|v|out))_(?P<side>lora\.(down|up))\.weight$"),
+    ),
+)
 _SECOND_TEXT_ENCODER = re.compile(r"^(lora_te2_|text_encoder_2\.)")
 
 
@@ -45,6 +57,28 @@ def adapter_of(tensors: Mapping[str, Tensor], *, name: str) -> str | None:
             details={"file": name},
         )
     return None
+
+
+def check_loadable(tensors: Mapping[str, Tensor], *, name: str) -> None:
+    """Raise ``ModelIncompatible`` for a LoRA with anything in it that diffusers does not load."""
+    strays = [_strays(tensors, patterns) for patterns in _FORMATS]
+    if all(strays):
+        stray = min(strays, key=len)[0][:100]
+        words = f"is a LoRA that cannot be loaded for its {stray!r}; kohya's LoRAs and diffusers' can be."
+        raise ModelIncompatible(f"{name} {words}", details={"file": name, "tensor": stray})
+
+
+def _strays(tensors: Iterable[str], patterns: Sequence[re.Pattern[str]]) -> list[str]:
+    """The tensors that are none of these, and the layers that have not both sides."""
+    strays: list[str] = []
+    sides: defaultdict[str, set[str]] = defaultdict(set)
+    for tensor in tensors:
+        found = next((match for pattern in patterns if (match := pattern.match(tensor))), None)
+        if found is None:
+            strays.append(tensor)
+        else:
+            sides[found["layer"]].add(found["side"])
+    return strays + [layer for layer, there in sides.items() if len(there - {"alpha"}) != 2]
 
 
 def lora_width(tensors: Mapping[str, Tensor]) -> int | None:

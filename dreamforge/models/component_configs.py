@@ -3,7 +3,7 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from dreamforge.errors import ModelCorrupt
 from dreamforge.models.weights import Expected, incompatible
@@ -13,8 +13,15 @@ PIPELINE = "StableDiffusionXL"
 LARGEST_CONFIG = 1024 * 1024
 """Bytes of a JSON file; those of diffusers have 2 KB, its indexes of shards more."""
 LARGEST_EDGE = 2048
+SD_SCALING = 0.18215
+"""The scaling factor of Stable Diffusion's VAEs, 1 and 2; a configuration that says none has this one."""
 
 _LIBRARIES = frozenset({"diffusers", "transformers"})
+_LARGEST_SCALING = 100
+_PREDICTIONS = frozenset({"epsilon", "v_prediction"})
+_SPACINGS = frozenset({"leading", "linspace", "trailing"})
+_BETA_SCHEDULES = frozenset({"linear", "scaled_linear", "squaredcos_cap_v2"})
+_NO_BETAS = ("EDM", "FlowMatch")
 _NEEDED = ("scheduler", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "unet", "vae")
 
 
@@ -75,8 +82,8 @@ def read_vae_config(path: Path, *, name: str) -> VaeConfig:
     build = str(config.get("_class_name", "AutoencoderKL"))[:100]
     if build != "AutoencoderKL":
         raise incompatible(name, f"is of a {build}; a VAE is an AutoencoderKL here.")
-    match config.get("scaling_factor", 0.18215), config.get("block_out_channels", [0]):
-        case (int() | float()) as scaling_factor, [*blocks] if len(blocks) in range(1, 9):
+    match config.get("scaling_factor", SD_SCALING), config.get("block_out_channels", [0]):
+        case scaling_factor, [*blocks] if _is_scaling(scaling_factor) and len(blocks) in range(1, 9):
             return VaeConfig(
                 latent_channels=_number(config, "latent_channels", name=name),
                 scaling_factor=float(scaling_factor),
@@ -86,17 +93,44 @@ def read_vae_config(path: Path, *, name: str) -> VaeConfig:
             raise _garbled(name)
 
 
+def check_scheduler(path: Path, *, name: str) -> None:
+    """Raise ``ModelCorrupt`` for the configuration of a scheduler that no image can be drawn with."""
+    config = read_json(path, name=name)
+    build = str(config.get("_class_name", ""))[:100]
+    if build.startswith(_NO_BETAS):
+        raise incompatible(name, f"is of a {build}, which goes by another kind of noise than SDXL's.")
+    for key, usual, known in (
+        ("prediction_type", "epsilon", _PREDICTIONS),
+        ("timestep_spacing", "linspace", _SPACINGS),
+        ("beta_schedule", "linear", _BETA_SCHEDULES),
+    ):
+        said = usual if config.get(key) is None else config[key]
+        if not isinstance(said, str) or said not in known:
+            words = f"{name} has a {key} of {str(said)[:100]!r}; {', '.join(sorted(known))} can be drawn with."
+            raise ModelCorrupt(words, details={"file": name, "reason": "config"})
+
+
 def read_json(path: Path, *, name: str, most: int = LARGEST_CONFIG) -> dict[str, Any]:
     """The object in a file of ``most`` bytes at most. Raises ``ModelCorrupt``."""
     try:
         with path.open("rb") as stream:
             raw = stream.read(most + 1)
-        content = json.loads(raw) if len(raw) <= most else None
+        content = json.loads(raw, parse_constant=_no_number) if len(raw) <= most else None
     except (OSError, ValueError, RecursionError) as error:
         raise _garbled(name) from error
     if not isinstance(content, dict):
         raise _garbled(name)
     return content
+
+
+def _no_number(word: str) -> None:
+    """`NaN` and `Infinity` are no JSON, and no database takes them for it."""
+    raise ValueError(word)
+
+
+def _is_scaling(value: object) -> TypeGuard[int | float]:
+    """True for what latents can be scaled by: float() refuses hundreds of digits, a database what is not finite."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < _LARGEST_SCALING
 
 
 def _garbled(name: str) -> ModelCorrupt:

@@ -5,17 +5,13 @@ from pathlib import Path
 
 from dreamforge.errors import ModelCorrupt
 from dreamforge.models.component_configs import read_json
-from dreamforge.models.safetensors_header import LONGEST_HEADER, SafetensorsHeader, Tensor, read_header
+from dreamforge.models.safetensors_header import CONVERT, LONGEST_HEADER, SafetensorsHeader, Tensor, read_header
 
 VARIANT = "fp16"
 """The one variant that is looked for where a folder has no weights without one."""
 
 _STEMS = ("diffusion_pytorch_model", "model")
 _PICKLES = frozenset({".bin", ".ckpt", ".pt", ".pth", ".pkl"})
-_CONVERT = (
-    "Pickles can run programs when they are loaded, so they are never loaded here. Take the model's safetensors files, "
-    "or convert it where you trust it, with diffusers' save_pretrained(FOLDER, safe_serialization=True)."
-)
 
 
 @dataclass(frozen=True)
@@ -42,7 +38,7 @@ def read_component(folder: Path, *, name: str) -> ComponentWeights:
                 return ComponentWeights(_sharded(index, name=name), variant)
     pickles = pickles_in(folder)
     if pickles:
-        words = f"{name} has its weights in a pickle, {pickles[0].name}. {_CONVERT}"
+        words = f"{name} has its weights in a pickle, {pickles[0].name}. {CONVERT}"
         raise ModelCorrupt(words, details={"file": f"{name}/{pickles[0].name}", "reason": "pickle"})
     raise ModelCorrupt(f"{name} has no weights in safetensors files.", details={"file": name, "reason": "missing"})
 

@@ -8,7 +8,6 @@ from dreamforge.models.weights import Kind
 
 KINDS = {Kind.CHECKPOINT: "sdxl", Kind.LORA: "lora", Kind.VAE: "vae"}
 """The registry's word for each: for a checkpoint the runner's."""
-KIND_OF = {word: kind for kind, word in KINDS.items()}
 
 _SMALL_EDGE = 256
 _TITLES = {"lora": "LoRA", "vae": "VAE"}

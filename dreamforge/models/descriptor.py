@@ -8,9 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dreamforge.jobs.image_format import DEFAULT_QUALITY, IMAGE_FORMATS
+from dreamforge.jobs.presets import PRESETS
 from dreamforge.jobs.schedulers import SCHEDULERS
 
 PROMPT_LENGTH = 8192
+MODEL_REFERENCE_LENGTH = 200
+MOST_LORAS = 8
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,10 @@ def sdxl_schema(*, size: SizeRange, default_steps: int) -> dict[str, Any]:
     """The parameters of an SDXL model.
 
     Beside the keywords of JSON Schema 2020-12 each property has `x-ui`, for whoever draws a form: `group` (one of the
-    schema's own `x-ui.groups`) and `order`, `widget` (`textarea`, `text`, `slider`, `number`, `select`, `seed`), and
-    where they mean something `step`, `unit` and `advanced`. Choices are `oneOf` with a `const` and a `title` each.
+    schema's own `x-ui.groups`) and `order`, `widget` (`textarea`, `text`, `slider`, `number`, `select`, `seed`,
+    `model`, `models`), and where they mean something `step`, `unit`, `kind` (of model) and `advanced`. Choices are
+    `oneOf` with a `const` and a `title` each.
+    `x-presets` has what a preset gives in place of a default.
     """
     properties = [
         _property(
@@ -79,12 +84,13 @@ def sdxl_schema(*, size: SizeRange, default_steps: int) -> dict[str, Any]:
         _edge("width", "Width", size),
         _edge("height", "Height", size),
         *_sampling(default_steps),
+        *_companions(),
         *_file(),
         _choice(
             "preset",
             "Preset",
             "How to trade memory, speed and quality.",
-            {"balanced": "Balanced"},
+            {preset.name: preset.title for preset in PRESETS.values()},
             ui=_ui("output", "select", advanced=True),
         ),
     ]
@@ -100,10 +106,11 @@ def sdxl_schema(*, size: SizeRange, default_steps: int) -> dict[str, Any]:
             for order, (name, rule) in enumerate(properties, start=1)
         },
         "x-ui": {"groups": [{"id": id, "title": title} for id, title in _GROUPS.items()]},
+        "x-presets": {preset.name: {"steps": preset.steps} for preset in PRESETS.values() if preset.steps},
     }
 
 
-_GROUPS = {"prompt": "Prompt", "size": "Size", "sampling": "Sampling", "output": "Output"}
+_GROUPS = {"prompt": "Prompt", "size": "Size", "sampling": "Sampling", "models": "Models", "output": "Output"}
 _TEXT = {"type": "string", "maxLength": PROMPT_LENGTH}
 _Property = tuple[str, dict[str, Any]]
 
@@ -149,6 +156,43 @@ def _sampling(default_steps: int) -> list[_Property]:
             default=None,
             examples=[7],
             ui=_ui("sampling", "seed", step=1),
+        ),
+    ]
+
+
+def _companions() -> list[_Property]:
+    lora = {
+        "type": "object",
+        "title": "LoRA",
+        "required": ["id"],
+        "additionalProperties": False,
+        "properties": {
+            "id": {"type": "string", "title": "LoRA", "minLength": 1, "maxLength": MODEL_REFERENCE_LENGTH},
+            "weight": {"type": "number", "title": "Weight", "minimum": -4.0, "maximum": 4.0, "default": 1.0},
+        },
+    }
+    return [
+        _property(
+            "loras",
+            "LoRAs",
+            "Models of kind lora that are added, each by its id, name or name@version, and how much.",
+            type="array",
+            items=lora,
+            maxItems=MOST_LORAS,
+            default=[],
+            examples=[[{"id": "film-grain", "weight": 0.6}]],
+            ui=_ui("models", "models", advanced=True, kind="lora"),
+        ),
+        _property(
+            "vae",
+            "VAE",
+            "A model of kind vae in place of the model's own. Null: its own.",
+            type=["string", "null"],
+            minLength=1,
+            maxLength=MODEL_REFERENCE_LENGTH,
+            default=None,
+            examples=["sdxl-vae-fp16-fix"],
+            ui=_ui("models", "model", advanced=True, kind="vae"),
         ),
     ]
 

@@ -20,7 +20,7 @@ from dreamforge.models.files import (
     hash_files,
     hash_with_tensors,
 )
-from dreamforge.models.pipeline_folder import FolderFindings, read_pipeline, read_vae_folder
+from dreamforge.models.pipeline_folder import FolderFindings, check_configuration, read_pipeline, read_vae_folder
 from dreamforge.models.safetensors_header import SafetensorsHeader, read_header
 from dreamforge.models.weights import Expected, Kind, Weights, incompatible, weights_of
 
@@ -89,7 +89,10 @@ def inspect(
         # What changes after this is noticed.
         found = find_files(path)
         return _folder(path, found, read_pipeline(path), kind=kind, on_bytes=on_bytes)
-    expected = Expected() if config is None else read_configs(config).expected()
+    expected = Expected()
+    if config is not None:
+        expected = read_configs(config).expected()
+        check_configuration(config)
     if not stat.S_ISDIR(mode):
         return _file(path, kind=kind, config=config, expected=expected, on_bytes=on_bytes)
     if (path / LORA_FILE).exists():

@@ -23,12 +23,17 @@ _Validator: type[Draft202012Validator] = extend(
 
 
 def resolve_parameters(params: Mapping[str, Any], schema: Mapping[str, Any]) -> dict[str, Any]:
-    """The full parameters, in the schema's order. Raises ``InvalidRequest`` with every path and reason."""
+    """The full parameters, in the schema's order: the caller's, else the preset's, else the defaults.
+
+    Raises ``InvalidRequest`` with every path and reason.
+    """
     errors = sorted(_Validator(schema).iter_errors(params), key=lambda error: list(map(str, error.absolute_path)))
     if errors:
         raise InvalidRequest("The parameters do not fit the model.", details={"errors": _described(errors)})
     rules: Mapping[str, Mapping[str, Any]] = schema["properties"]
-    return {name: params.get(name, rule.get("default")) for name, rule in rules.items()}
+    defaults = {name: rule.get("default") for name, rule in rules.items()}
+    by_preset: Mapping[str, Any] = schema.get("x-presets", {}).get(params.get("preset", defaults.get("preset")), {})
+    return {name: params.get(name, by_preset.get(name, default)) for name, default in defaults.items()}
 
 
 def _described(errors: Iterable[ValidationError]) -> list[dict[str, str]]:
@@ -74,4 +79,5 @@ _REASONS = {
     "const": "must be {}",
     "minLength": "must have at least {} characters",
     "maxLength": "must have at most {} characters",
+    "maxItems": "must have at most {} entries",
 }

@@ -16,10 +16,18 @@ from typing import Any
 from dreamforge.errors import ModelCorrupt
 
 LONGEST_HEADER = 16 * 1024 * 1024
-"""Bytes. The format allows 100 MB; that of an SDXL checkpoint has 0.3 MB."""
+"""Bytes. The format allows 100 MB; that of an SDXL checkpoint has 0.3 MB, and some LoRAs tell of their training."""
 MOST_TENSORS = 50_000
+_MOST_BRACKETS = 6 * MOST_TENSORS
+"""Parts of JSON, each of which takes 30 times the memory of its text. A tensor is an object with two lists."""
 MOST_DIMENSIONS = 8
 LENGTH_BYTES = 8
+CONVERT = (
+    "Pickles can run programs when they are loaded, so they are never loaded here. Take the model's safetensors files, "
+    "or convert it where you trust it: load it with diffusers and save it with "
+    "save_pretrained(FOLDER, safe_serialization=True)."
+)
+"""What to do about a pickle."""
 
 _ABSURD_LENGTH = 2**32
 _METADATA = "__metadata__"
@@ -32,11 +40,7 @@ _BITS = {
     **dict.fromkeys(("I32", "U32", "F32"), 32),
     **dict.fromkeys(("I64", "U64", "F64", "C64"), 64),
 }
-_PICKLE = (
-    "is a pickle, which can run programs when it is loaded, so it is never loaded here. Take the model's .safetensors "
-    "file, or convert it where you trust it: load it with diffusers and save it with "
-    "save_pretrained(FOLDER, safe_serialization=True)."
-)
+_PICKLE = f"is a pickle. {CONVERT}"
 _MAGIC = (
     (b"PK\x03\x04", "pickle", _PICKLE),
     (b"\x80", "pickle", _PICKLE),
@@ -120,6 +124,8 @@ def _check_start(name: str, start: bytes, *, length: int, size: int) -> None:
 
 
 def _checked(raw: bytes, *, data_size: int) -> SafetensorsHeader:
+    if raw.count(b"[") + raw.count(b"{") > _MOST_BRACKETS:
+        raise _Broken(f"has a header of more parts than {MOST_TENSORS} tensors have.", reason="too_many_tensors")
     content = _parsed(raw)
     metadata = content.pop(_METADATA, {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from dreamforge.errors import ModelIncompatible
-from dreamforge.models.adapters import adapter_of, lora_width, names_sdxl
+from dreamforge.models.adapters import adapter_of, check_loadable, lora_width, names_sdxl
 from dreamforge.models.precision import dtype_of
 from dreamforge.models.safetensors_header import SafetensorsHeader, Tensor
 from dreamforge.models.strangers import stranger
@@ -192,6 +192,8 @@ def _lora(header: SafetensorsHeader, *, name: str, expected: Expected) -> Weight
         raise incompatible(name, f"is a LoRA for {other}, not for {_wanted(expected)}.")
     if width not in {None, expected.cross_attention_dim}:
         raise incompatible(name, f"is a LoRA for {family(width)}, not for {_wanted(expected)}.")
+    # Last: what is for another model is of no use under any name.
+    check_loadable(header.tensors, name=name)
     return Weights(
         kind=Kind.LORA,
         architecture=Architecture.SDXL,

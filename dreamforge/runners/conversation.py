@@ -14,7 +14,7 @@ from dreamforge.errors import Cancelled, GpuError
 from dreamforge.jobs.channel import ChannelClosed, FrameChannel
 from dreamforge.jobs.frames import (
     Acknowledge,
-    BeginItem,
+    BeginItems,
     EndOfItems,
     FrameError,
     Log,
@@ -53,10 +53,11 @@ def _run(channel: FrameChannel, call: PrepareStep, *, remark: str | None) -> Ste
             channel.send(Log(level="debug", message=remark))
         runner = RUNNERS[call.model_kind](emit=lambda message: _emit(channel, message))
         began = time.monotonic()
-        runner.prepare(call)
-        channel.send(ModelLoaded(seconds=time.monotonic() - began))
-        while isinstance(message := _credit(channel), BeginItem):
-            channel.send(runner.run_step(message))
+        dtype = runner.prepare(call)
+        channel.send(ModelLoaded(seconds=time.monotonic() - began, dtype=dtype))
+        while isinstance(message := _credit(channel), BeginItems):
+            for drawn in runner.run_step(message):
+                channel.send(drawn)
         return StepDone(peak_memory=runner.cleanup())
     except ChannelClosed:
         raise
@@ -71,18 +72,18 @@ def _emit(channel: FrameChannel, message: Message) -> None:
     """Send it, and see whether to go on: runners emit between any two steps of denoising."""
     channel.send(message)
     if isinstance(message, Progress) and message.stage == Stage.DECODE:
-        # The image is as good as done, and stays. Before the next one a stop is heard.
+        # The images are as good as done, and stay. Before the next ones a stop is heard.
         return
     if channel.has_news():
-        # There is no credit while an item is drawn.
+        # There is no credit while items are drawn.
         _stop_or_raise(channel.receive())
 
 
-def _credit(channel: FrameChannel) -> BeginItem | EndOfItems:
+def _credit(channel: FrameChannel) -> BeginItems | EndOfItems:
     message = channel.receive()
     if isinstance(message, Stop):
         raise Cancelled
-    if not isinstance(message, BeginItem | EndOfItems):
+    if not isinstance(message, BeginItems | EndOfItems):
         raise FrameError(f"expected a credit, not {message.type}")
     return message
 

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 
 from dreamforge.errors import DreamForgeError, GpuError, OutOfMemory
+from dreamforge.jobs.advice import MORE_MEMORY, smaller_size, thriftier_presets, try_preset, try_size
 from dreamforge.jobs.frames import PrepareStep, StepFailed
+from dreamforge.jobs.presets import preset_of
 
 _MESSAGE_LENGTH = 500
-_SMALL = 512
-"""Pixels a side below which a smaller image saves too little to be worth a try."""
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _REQUESTED = re.compile(r"Tried to allocate ([\d.]+) (KiB|MiB|GiB)")
 # A context, cuBLAS and cuDNN report a full card by errors of their own.
@@ -62,7 +62,6 @@ def _memory_details(error: Exception) -> dict[str, Any]:
 
 
 def _suggestions(call: PrepareStep) -> list[str]:
-    width, height = call.params.get("width", 0), call.params.get("height", 0)
-    smaller = f"{width * 3 // 4 // 8 * 8}x{height * 3 // 4 // 8 * 8}"
-    suggestions = [f"Try a smaller size, {smaller}."] if width > _SMALL and height > _SMALL else []
-    return [*suggestions, "Try a smaller model, or a GPU with more memory."]
+    size = smaller_size(call.params.get("width", 0), call.params.get("height", 0))
+    presets = thriftier_presets(preset_of(call.params))
+    return [*([try_size(*size)] if size else []), *map(try_preset, presets), MORE_MEMORY]

@@ -1,15 +1,15 @@
 """What a runner is."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
-from dreamforge.jobs.frames import BeginItem, ItemDrawn, Message, PrepareStep
+from dreamforge.jobs.frames import BeginItems, ItemDrawn, Message, PrepareStep
 
 
 class Runner(ABC):
-    """Draws the items of one step, one after the other, in one process.
+    """Draws the items of one step, batch after batch, in one process.
 
-    The process calls ``prepare`` once, ``run_step`` for each item, and ``cleanup`` at the end. Errors are raised as
+    The process calls ``prepare`` once, ``run_step`` for each batch, and ``cleanup`` at the end. Errors are raised as
     ``dreamforge.errors`` or as torch's own; the process turns them into a report.
     """
 
@@ -21,12 +21,18 @@ class Runner(ABC):
         self._emit(message)
 
     @abstractmethod
-    def prepare(self, call: PrepareStep) -> None:
-        """Load the model. Raises ``ModelCorrupt`` when its files are not what they should be."""
+    def prepare(self, call: PrepareStep) -> str:
+        """Load the model; the element type that it computes in, `float16`.
+
+        Raises ``ModelCorrupt`` when its files are not what they should be.
+        """
 
     @abstractmethod
-    def run_step(self, item: BeginItem) -> ItemDrawn:
-        """Draw one item. The same call and seed give the same pixels, whatever was drawn before."""
+    def run_step(self, items: BeginItems) -> Iterator[ItemDrawn]:
+        """Draw some items together, each given as soon as it is there, in their order.
+
+        The same call and credit give the same pixels, whatever was drawn before.
+        """
 
     @abstractmethod
     def cleanup(self) -> int | None:

@@ -14,9 +14,11 @@ import torch
 from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from dreamforge.runners.vocabulary import END, START, TOKENS, vocabulary
+
 _SEED = 20_260_101
-_START, _END = "<|startoftext|>", "<|endoftext|>"
-_TOKENS = 77
+_WIDTHS = (32, 48)
+"""Of the text encoders: different ones, so that nothing that mixes them up goes unseen."""
 
 
 def build(folder: Path) -> None:
@@ -44,49 +46,36 @@ def _pipeline() -> Any:
     )
 
 
-def _vocabulary() -> dict[str, int]:
-    """CLIP's layout without its merges: 256 bytes, 256 bytes that end a word, two specials.
-
-    Bytes stand for the printable characters that GPT-2's byte-level encoding gives them
-    (`bytes_to_unicode` in openai/gpt-2, src/encoder.py).
-    """
-    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-    letters = [chr(code) for code in printable]
-    letters += [chr(256 + index) for index in range(256 - len(printable))]
-    return {
-        token: index for index, token in enumerate([*letters, *(f"{letter}</w>" for letter in letters), _START, _END])
-    }
-
-
 def _tokenizer() -> CLIPTokenizer:
-    return CLIPTokenizer(vocab=_vocabulary(), merges=[], model_max_length=_TOKENS)
+    # Bytes and nothing merged: CLIP's own vocabulary would be most of the model.
+    return CLIPTokenizer(vocab=vocabulary([]), merges=[], model_max_length=TOKENS)
 
 
-def _text_config() -> CLIPTextConfig:
-    vocabulary = _vocabulary()
+def _text_config(width: int) -> CLIPTextConfig:
+    words = vocabulary([])
     return CLIPTextConfig(
-        vocab_size=len(vocabulary),
-        hidden_size=32,
-        intermediate_size=64,
-        projection_dim=32,
+        vocab_size=len(words),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
         num_hidden_layers=3,
         num_attention_heads=4,
-        max_position_embeddings=_TOKENS,
+        max_position_embeddings=TOKENS,
         hidden_act="gelu",
-        bos_token_id=vocabulary[_START],
-        eos_token_id=vocabulary[_END],
-        pad_token_id=vocabulary[_END],
+        bos_token_id=words[START],
+        eos_token_id=words[END],
+        pad_token_id=words[END],
     )
 
 
 def _text_encoder() -> CLIPTextModel:
     torch.manual_seed(_SEED)
-    return CLIPTextModel(_text_config())
+    return CLIPTextModel(_text_config(_WIDTHS[0]))
 
 
 def _text_encoder_2() -> CLIPTextModelWithProjection:
     torch.manual_seed(_SEED + 1)
-    return CLIPTextModelWithProjection(_text_config())
+    return CLIPTextModelWithProjection(_text_config(_WIDTHS[1]))
 
 
 def _unet() -> UNet2DConditionModel:
@@ -103,11 +92,11 @@ def _unet() -> UNet2DConditionModel:
         attention_head_dim=(2, 4),
         use_linear_projection=True,
         transformer_layers_per_block=(1, 2),
-        cross_attention_dim=64,
+        cross_attention_dim=sum(_WIDTHS),
         addition_embed_type="text_time",
         addition_time_embed_dim=8,
-        # Six sizes of 8 and the pooled prompt of 32.
-        projection_class_embeddings_input_dim=80,
+        # Six sizes of 8 and the second encoder's pooled prompt.
+        projection_class_embeddings_input_dim=6 * 8 + _WIDTHS[1],
     )
 
 

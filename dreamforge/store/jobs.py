@@ -18,6 +18,7 @@ from dreamforge.jobs.job import JobStatus, JobType, Priority, StepStatus
 from dreamforge.jobs.plan import PlannedStep
 from dreamforge.store import events
 from dreamforge.store.cancellations import request_cancel
+from dreamforge.store.companions import hold_companions, named_companions
 from dreamforge.store.deletion import delete_job
 from dreamforge.store.engine import allow_statements, in_time
 from dreamforge.store.eta import eta_seconds
@@ -97,7 +98,7 @@ class JobStore:
         """Write the job, its steps, its items and `job.queued` in one transaction; the job as it is then.
 
         When the key stands for an earlier job, that one: nothing is written. Raises ``IdempotencyKeyReused`` when the
-        key came with another body, ``UnknownModel`` when the model was removed since it was looked up.
+        key came with another body, ``UnknownModel`` when one that it names was removed meanwhile.
         """
         for _ in range(_KEY_TRIES):
             async with in_time(), self._sessions.begin() as session:
@@ -206,6 +207,11 @@ class JobStore:
 
 async def _insert(session: AsyncSession, new: NewJob) -> bool:
     """False when another job has the key."""
+    companions = hold_companions(new.params)
+    if companions is not None:
+        there = {f"{row.name}@{row.version}" for row in await session.execute(companions)}
+        if gone := sorted(set(named_companions(new.params)) - there):
+            raise UnknownModel(f"The model {gone[0]} was just removed.", details={"model_id": gone[0]})
     if new.key is not None:
         await session.execute(clear_expired_key(new.key, user_id=new.user_id))
     # A first use that is not committed yet is waited for.

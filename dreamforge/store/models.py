@@ -32,6 +32,7 @@ from dreamforge.store.model_changes import (
 from dreamforge.store.tables import ModelNodeRow, ModelRow
 
 __all__ = [
+    "USABLE",
     "KnownModel",
     "ModelFilter",
     "ModelRecord",
@@ -137,7 +138,7 @@ class ModelRegistry:
 
         Its id and what a person decided (enabled, default) stay; its files, their size and their hash too, unless
         ``with_files``. The model is the one of the same name, version and source. It is installed again if it was
-        removed, and the default if there is none. True when something changed.
+        removed, and the default if there is none and it is not switched off. True when something changed.
         """
         now_said: dict[Any, Any] = {
             ModelRow.local_path: new.local_path,
@@ -152,12 +153,14 @@ class ModelRegistry:
         is_it = and_(ModelRow.name == new.name, ModelRow.version == new.version, ModelRow.source_uri == new.source_uri)
         statement = update(ModelRow).where(is_it, differs).values({**now_said, ModelRow.updated_at: func.now()})
         with self._changing() as connection:
-            model_id = connection.execute(statement.returning(ModelRow.id)).scalar_one_or_none()
-            if model_id is not None and with_files:
-                write_files(connection, new, model_id)
-            if model_id is not None and not has_default(connection):
-                put_default(connection, model_id)
-            return model_id is not None
+            known = connection.execute(statement.returning(ModelRow.id, ModelRow.enabled)).one_or_none()
+            if known is None:
+                return False
+            if with_files:
+                write_files(connection, new, known.id)
+            if known.enabled and not has_default(connection):
+                put_default(connection, known.id)
+            return True
 
     def _value(self, column: InstrumentedAttribute[_Value], name: str, version: str) -> _Value | None:
         query = select(column).where(ModelRow.name == name, ModelRow.version == version)
@@ -195,6 +198,10 @@ class ModelFilter:
         return conditions
 
 
+USABLE = ModelFilter(installed=True, enabled=True)
+"""Those that a new job may name."""
+
+
 class ModelStore:
     """The registry, for the API."""
 
@@ -210,13 +217,14 @@ class ModelStore:
             nodes = (await session.scalars(select(ModelNodeRow).order_by(ModelNodeRow.node))).all()
         return [ModelRecord(model, [node for node in nodes if node.model_id == model.id]) for model in models]
 
-    async def find(self, reference: str | None, *, prefers_usable: bool = False) -> ModelRow | None:
+    async def find(self, reference: str | None, *, prefers: Sequence[ModelFilter] = ()) -> ModelRow | None:
         """The model of an id, a name, or name@version; the default one for None.
 
-        A name means its newest version, with ``prefers_usable`` the newest that is installed and enabled, if one is.
+        A name means its newest version: of those that pass the first of ``prefers``, if any does, those that pass the
+        second, and so on.
         """
-        usable_first = [(ModelRow.installed & ModelRow.enabled).desc()] if prefers_usable else []
-        query = select(ModelRow).order_by(*usable_first, ModelRow.created_at.desc()).limit(1)
+        preferred = [and_(*wanted.conditions()).desc() for wanted in prefers]
+        query = select(ModelRow).order_by(*preferred, ModelRow.created_at.desc()).limit(1)
         query = query.where(ModelRow.is_default if reference is None else is_meant(reference))
         async with in_time(), self._sessions() as session:
             return await session.scalar(query)

@@ -2,6 +2,7 @@
 
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 from sqlalchemy import Connection, Text, literal, select, update
 
@@ -15,8 +16,9 @@ from dreamforge.jobs.job import (
     legal_step_predecessors,
 )
 from dreamforge.store import events
+from dreamforge.store.companions import hold_companions, named_companions
 from dreamforge.store.step_calls import RUNG
-from dreamforge.store.tables import JobRow, StepRow
+from dreamforge.store.tables import JobRow, ModelRow, StepRow
 from dreamforge.store.transitions import lay_down_items, move_job
 
 _ENDED = tuple(status for status in legal_step_predecessors(StepStatus.QUEUED) if status.is_terminal)
@@ -37,13 +39,16 @@ def retry_job(connection: Connection, job_id: uuid.UUID, *, user_id: str) -> Que
 
     The first step that has not succeeded is due, those behind it wait for it, and each has its whole budget again.
     Attempts go on being counted, and progress stays. Raises ``Conflict`` for a job that has not failed and was not
-    cancelled.
+    cancelled, and for one that names a model that was removed.
     """
-    status = connection.scalar(
-        select(JobRow.status).where(JobRow.id == job_id, JobRow.user_id == user_id).with_for_update()
-    )
-    if status is None:
+    job = connection.execute(
+        select(JobRow.status, JobRow.model_id, JobRow.params_json)
+        .where(JobRow.id == job_id, JobRow.user_id == user_id)
+        .with_for_update()
+    ).one_or_none()
+    if job is None:
         return None
+    status = job.status
     if status not in legal_predecessors(JobStatus.QUEUED):
         raise Conflict(
             f"Only a job that failed or was cancelled can be retried; this one is {status}.",
@@ -62,6 +67,8 @@ def retry_job(connection: Connection, job_id: uuid.UUID, *, user_id: str) -> Que
             details={"status": status},
             job_id=job_id,
         )
+    if gone := _removed(connection, job):
+        raise Conflict(f"{gone} was removed: import it again, and then retry.", job_id=job_id)
     first, *later = steps
     _renew_step(connection, first.id, StepStatus.QUEUED)
     for step in later:
@@ -69,6 +76,19 @@ def retry_job(connection: Connection, job_id: uuid.UUID, *, user_id: str) -> Que
     move_job(connection, job_id, JobStatus.QUEUED, cancel_requested_at=None, error_json=None, finished_at=None)
     connection.execute(*events.append(JobQueued(reason="retry"), job_id=job_id))
     return QueuedStep(id=first.id, name=first.name, lane=Lane(first.lane), attempt=first.attempt)
+
+
+def _removed(connection: Connection, job: Any) -> str | None:
+    """A model that the job names and that is not there any more; those that are stay until the transaction is over."""
+    held = select(ModelRow.installed).where(ModelRow.id == job.model_id).with_for_update(read=True, key_share=True)
+    if connection.scalar(held) is not True:
+        return "The job's model"
+    companions = hold_companions(job.params_json)
+    if companions is None:
+        return None
+    there = {f"{row.name}@{row.version}" for row in connection.execute(companions)}
+    gone = sorted(set(named_companions(job.params_json)) - there)
+    return f"The model {gone[0]}" if gone else None
 
 
 def _renew_step(connection: Connection, step_id: uuid.UUID, status: StepStatus) -> None:

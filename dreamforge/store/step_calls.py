@@ -1,27 +1,17 @@
 """What an attempt needs to know about its step."""
 
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row, Select, select
+from sqlalchemy import Connection, Select, select
 
+from dreamforge.jobs.presets import batch_size, preset_of
+from dreamforge.store.companions import STEP_MODEL, Companions, StepModel, read_companions, step_model
 from dreamforge.store.tables import ArtifactRow, ItemRow, JobRow, ModelRow, StepRow
 
 RUNG = "rung"
 """Where a step's metadata say how far it has degraded."""
-
-
-@dataclass(frozen=True)
-class StepModel:
-    """The model a step draws with. ``local_path`` is the registry's, absolute."""
-
-    id: uuid.UUID
-    name: str
-    version: str
-    kind: str
-    checkpoint_hash: str | None
-    local_path: str | None
 
 
 @dataclass(frozen=True)
@@ -36,7 +26,8 @@ class StepItem:
 class StepCall:
     """Everything an attempt needs to know about its step.
 
-    ``items`` are those still to be made; ``rung`` is how far it has degraded, 0 to ``memory_ladder.LAST_RUNG``.
+    ``items`` are those still to be made; ``rung`` is where it stands on the memory ladder, 0 to
+    ``memory_ladder.LAST_RUNG``: where its preset begins, or as far as it has degraded.
     """
 
     step: str
@@ -47,6 +38,12 @@ class StepCall:
     model: StepModel | None
     items: tuple[StepItem, ...]
     rung: int = 0
+    companions: Companions = field(default_factory=Companions)
+
+    @property
+    def batch_size(self) -> int:
+        """Images that are denoised at once, at most."""
+        return batch_size(preset_of(self.params), rung=self.rung)
 
 
 def read_call(connection: Connection, step_id: uuid.UUID) -> StepCall:
@@ -58,16 +55,11 @@ def read_call(connection: Connection, step_id: uuid.UUID) -> StepCall:
         user_id=row.user_id,
         params=row.params_json,
         options=row.options_json,
-        model=_model(row),
+        model=step_model(row),
         items=read_missing_items(connection, step_id),
-        rung=row.rung or 0,
+        rung=max(row.rung or 0, preset_of(row.params_json).rung),
+        companions=read_companions(connection, row.params_json),
     )
-
-
-def _model(row: Row[*tuple[Any, ...]]) -> StepModel | None:
-    if row.id is None:
-        return None
-    return StepModel(row.id, row.name, row.version, row.kind, row.checkpoint_hash, row.local_path)
 
 
 def read_missing_items(connection: Connection, step_id: uuid.UUID) -> tuple[StepItem, ...]:
@@ -84,12 +76,7 @@ def _call_of(step_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
             JobRow.user_id,
             JobRow.params_json,
             JobRow.options_json,
-            ModelRow.id,
-            ModelRow.name,
-            ModelRow.version,
-            ModelRow.kind,
-            ModelRow.checkpoint_hash,
-            ModelRow.local_path,
+            *STEP_MODEL,
             StepRow.metadata_json[RUNG].as_integer().label("rung"),
         )
         .join(JobRow, JobRow.id == StepRow.job_id)

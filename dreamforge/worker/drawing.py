@@ -1,8 +1,9 @@
-"""The conversation with the runner: a credit for each item, progress and pixels in return."""
+"""The conversation with the runner: a credit for each batch, progress and pixels in return."""
 
 import contextlib
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import assert_never
 
 from dreamforge.errors import Cancelled, RunnerStalled
@@ -10,7 +11,7 @@ from dreamforge.jobs.channel import ChannelClosed, FrameChannel
 from dreamforge.jobs.events import ItemProgress, ItemStarted, ModelLoaded, ModelLoading, RunnerLog, RunnerWarning
 from dreamforge.jobs.frames import (
     Acknowledge,
-    BeginItem,
+    BeginItems,
     EndOfItems,
     FrameError,
     ItemDrawn,
@@ -68,8 +69,9 @@ class Drawing:
         self._stall_timeout = stall_timeout
         self._draw_seed = draw_seed
         self._waiting = list(call.items)
-        self._current: StepItem | None = None
-        self._progress_at = 0.0
+        self._current: list[tuple[int, int]] = []
+        self._progress_at: dict[int, float] = {}
+        self._begun = 0
         self._is_loading = True
         self._is_told_to_stop = False
         self._log_lines = 0
@@ -121,8 +123,9 @@ class Drawing:
             case Ready() if self._origin is None:
                 self._origin = self._origin_of(message)
                 self._journal.record(ModelLoading(model=self._model_name))
-            case ModelLoadedFrame(seconds=seconds) if self._is_loading and self._origin is not None:
+            case ModelLoadedFrame(seconds=seconds, dtype=dtype) if self._is_loading and self._origin is not None:
                 self._is_loading = False
+                self._origin = replace(self._origin, dtype=dtype)
                 self._journal.record(ModelLoaded(model=self._model_name, seconds=round(seconds, 4)))
                 self._begin_next()
             case Progress():
@@ -137,7 +140,7 @@ class Drawing:
                 | StepDone()
                 | StepFailed()
                 | PrepareStep()
-                | BeginItem()
+                | BeginItems()
                 | EndOfItems()
                 | Stop()
                 | Acknowledge()
@@ -154,24 +157,29 @@ class Drawing:
         if not self._waiting:
             self._channel.send(EndOfItems())
             return
-        item = self._waiting.pop(0)
-        seed = item.seed
-        if seed is None:
-            seed = item_seed(self._call.params["seed"], item_index=item.index, draw=self._draw_seed)
-        # Nobody sees the image begin before its seed is written: an attempt that takes over draws the same one.
-        self._journal.begin_item(ItemStarted(item_index=item.index, seed=seed))
-        self._current = StepItem(index=item.index, seed=seed)
-        self._progress_at = 0.0
-        self._channel.send(BeginItem(item_index=item.index, seed=seed))
+        size = self._call.batch_size
+        batch, self._waiting = self._waiting[:size], self._waiting[size:]
+        self._current = [(item.index, self._seed_of(item)) for item in batch]
+        self._progress_at = {}
+        for index, seed in self._current:
+            # Nobody sees the image begin before its seed is written: an attempt that takes over draws the same one.
+            self._journal.begin_item(ItemStarted(item_index=index, seed=seed))
+        indexes, seeds = zip(*self._current, strict=True)
+        self._channel.send(BeginItems(item_indexes=list(indexes), seeds=list(seeds)))
+        self._begun = len(self._current)
+
+    def _seed_of(self, item: StepItem) -> int:
+        if item.seed is not None:
+            return item.seed
+        return item_seed(self._call.params["seed"], item_index=item.index, draw=self._draw_seed)
 
     def _take(self, drawn: ItemDrawn) -> None:
-        current = self._current
-        if current is None or (drawn.item_index, drawn.seed) != (current.index, current.seed) or self._origin is None:
+        if self._origin is None or not self._current or self._current[0] != (drawn.item_index, drawn.seed):
             raise FrameError("the runner sent an image that was not asked for")
-        self._current = None
-        self._saver.save(drawn, self._origin)
-        # One that finished before it heard of the stop: the image stays, and no other is begun.
-        if not self._is_told_to_stop:
+        del self._current[0]
+        self._saver.save(drawn, replace(self._origin, batch_size=self._begun))
+        # Those that finished before it heard of the stop: the images stay, and no others are begun.
+        if not self._current and not self._is_told_to_stop:
             self._begin_next()
 
     def _record_log(self, line: Log) -> None:
@@ -184,16 +192,17 @@ class Drawing:
             self._journal.record(RunnerWarning(message=f"More than {MOST_LOG_LINES} lines: the rest is not kept."))
 
     def _record_progress(self, message: Progress) -> None:
-        if self._current is None or message.item_index != self._current.index:
+        index = message.item_index
+        if index not in dict(self._current):
             raise FrameError("progress of an item that was not begun")
         now = time.monotonic()
-        if now - self._progress_at < PROGRESS_INTERVAL:
+        if now - self._progress_at.get(index, -PROGRESS_INTERVAL) < PROGRESS_INTERVAL:
             return
-        self._progress_at = now
+        self._progress_at[index] = now
         stage = Stage(message.stage)
         self._journal.record_progress(
             ItemProgress(
-                item_index=message.item_index,
+                item_index=index,
                 stage=stage,
                 stage_progress=round(message.stage_progress, 4),
                 progress=item_progress(stage, message.stage_progress),

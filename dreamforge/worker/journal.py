@@ -109,12 +109,22 @@ class Journal:
             self.check()
             if self._has_ended:
                 raise DatabaseUnavailable("The attempt is over: nothing more of it is written.")
-            # The first is under way.
-            if progress_of is not None and len(self._waiting) > 1 and self._waiting[-1].progress_of == progress_of:
-                self._waiting.pop()
+            if progress_of is not None:
+                self._drop_progress(progress_of)
             self._waiting.append(entry)
             self._changed.notify_all()
         return entry.done
+
+    def _drop_progress(self, item_index: int) -> None:
+        """Forget what waits to be told of an item's progress, as far as nothing else was added since."""
+        # The first is under way.
+        for position in range(len(self._waiting) - 1, 0, -1):
+            waiting = self._waiting[position]
+            if waiting.progress_of is None:
+                return
+            if waiting.progress_of == item_index:
+                del self._waiting[position]
+                return
 
     def _run(self) -> None:
         try:

@@ -2,11 +2,11 @@
 
 import json
 
-from dreamforge.errors import Cancelled, DreamForgeError, GpuError, ModelCorrupt, OutOfMemory
+from dreamforge.errors import Cancelled, DreamForgeError, GpuError, ModelCorrupt, ModelIncompatible, OutOfMemory
 from dreamforge.jobs.frames import StepFailed
 from dreamforge.jobs.outcome import Failure
 
-_CODES = frozenset({OutOfMemory.code, ModelCorrupt.code, GpuError.code, DreamForgeError.code})
+_CODES = frozenset({OutOfMemory.code, ModelCorrupt.code, ModelIncompatible.code, GpuError.code, DreamForgeError.code})
 """What a runner knows of. That it has crashed, or its node is lost, is not its to say."""
 _MESSAGE_LENGTH = 2000
 _SUGGESTIONS = 10

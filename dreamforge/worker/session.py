@@ -13,7 +13,6 @@ from dreamforge.errors import (
     DreamForgeError,
     HostOutOfMemory,
     LeaseLost,
-    ModelCorrupt,
     RunnerCrashed,
     RunnerStalled,
     RunnerTimeout,
@@ -21,9 +20,9 @@ from dreamforge.errors import (
 )
 from dreamforge.jobs.channel import ChannelClosed
 from dreamforge.jobs.events import RunnerWarning
-from dreamforge.jobs.frames import FrameError, PrepareStep, Ready, StepFailed
-from dreamforge.jobs.memory_ladder import savings
+from dreamforge.jobs.frames import FrameError, Ready, StepFailed
 from dreamforge.jobs.outcome import Failure
+from dreamforge.jobs.presets import preset_of
 from dreamforge.store.fence import Fence
 from dreamforge.store.step_calls import StepCall
 from dreamforge.worker.child import RunnerProcess
@@ -33,6 +32,7 @@ from dreamforge.worker.halt import Halt
 from dreamforge.worker.host_memory import KillCounts, join, kill_counts, killed_for_memory, memory_limit
 from dreamforge.worker.journal import Journal
 from dreamforge.worker.memory import MemoryWatch
+from dreamforge.worker.model_files import prepare_step
 from dreamforge.worker.node import Node
 from dreamforge.worker.reports import reported_failure
 from dreamforge.worker.saving import ImageSaver
@@ -79,7 +79,7 @@ class Session:
 
     def run(self, call: StepCall, *, inherited: tuple[int, ...]) -> Failure | None:
         """Have a runner draw the call's items; the failure it reports. Raises ``StepError`` for what it does else."""
-        prepare = self._prepare(call)
+        prepare = prepare_step(call, device=self._memory.torch_device, node=self._node)
         with (
             self._saver() as saver,
             memory_limit(self._node.step_memory, name=str(self._fence.step_id)) as made,
@@ -117,23 +117,14 @@ class Session:
             runner.wait(LEAVE_SECONDS)
         return self._failed(last, runner) if isinstance(last, StepFailed) else None
 
-    def _prepare(self, call: StepCall) -> PrepareStep:
-        model = call.model
-        if model is None or model.local_path is None or not Path(model.local_path).is_dir():
-            raise ModelCorrupt(
-                "The model's files are not on this node.", details={"node": self._node.name, "node_id": self._node.id}
-            )
-        return PrepareStep(
-            step=call.step,
-            model_kind=model.kind,
-            model_path=model.local_path,
-            device=self._memory.torch_device,
-            params=call.params,
-            savings=list(savings(call.rung)),
-        )
-
     def _origin(self, call: StepCall, ready: Ready) -> Origin:
-        self._metadata["versions"] = ready.versions
+        preset = preset_of(call.params)
+        self._metadata |= {
+            "versions": ready.versions,
+            "preset": preset.name,
+            "preset_version": preset.version,
+            "batch_size": call.batch_size,
+        }
         return Origin(
             job_id=self._fence.job_id,
             attempt=self._fence.attempt,

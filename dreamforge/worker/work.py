@@ -12,6 +12,7 @@ from dreamforge.jobs.outcome import Failure
 from dreamforge.store.step_calls import StepCall, StepItem
 from dreamforge.worker.gpu_health import GpuHealth
 from dreamforge.worker.halt import Halt
+from dreamforge.worker.headroom import fitting_rung
 from dreamforge.worker.journal import Journal
 from dreamforge.worker.memory import MemoryWatch
 from dreamforge.worker.session import Session
@@ -53,15 +54,11 @@ class Work:
                 self._health.note()
 
     def _climb(self, call: StepCall, *, inherited: tuple[int, ...]) -> Failure | None:
-        """Run the step; out of memory, again on the next rung, each time in a process of its own."""
+        """Run the step; out of memory, again on a later rung, each time in a process of its own."""
         while True:
-            failure = self._run_measured(call, inherited=inherited)
-            if failure is None or failure.code != OutOfMemory.code:
+            failure, rung = self._try(call, inherited=inherited)
+            if failure is None or rung is None:
                 return failure
-            may_degrade = call.options.get("oom_policy") == "degrade"
-            if not may_degrade or call.rung == LAST_RUNG:
-                return out_of_memory(failure, rung=call.rung, may_degrade=may_degrade)
-            rung = call.rung + 1
             self._journal.degrade(
                 StepDegraded(step=call.step, rung=rung, savings=list(savings(rung)), error=failure.as_json())
             )
@@ -70,9 +67,24 @@ class Work:
                 return self._health.leak()
             call = replace(call, rung=rung, items=self._missing_items())
 
-    def _run_measured(self, call: StepCall, *, inherited: tuple[int, ...]) -> Failure | None:
-        self._journal.record(self._memory.before())
+    def _try(self, call: StepCall, *, inherited: tuple[int, ...]) -> tuple[Failure | None, int | None]:
+        """How it went, and the rung to go on with, None for an end."""
+        may_degrade = call.options.get("oom_policy") == "degrade"
+        before = self._memory.before()
+        self._journal.record(before)
         self._halt.check_idle()
+        lacking = fitting_rung(call, before, may_degrade=False)
+        if isinstance(lacking, Failure):
+            fits = fitting_rung(call, before, may_degrade=may_degrade)
+            return (fits, None) if isinstance(fits, Failure) else (lacking, fits)
+        failure = self._run_measured(call, inherited=inherited)
+        if failure is None or failure.code != OutOfMemory.code:
+            return failure, None
+        if not may_degrade or call.rung == LAST_RUNG:
+            return out_of_memory(failure, rung=call.rung, may_degrade=may_degrade), None
+        return failure, call.rung + 1
+
+    def _run_measured(self, call: StepCall, *, inherited: tuple[int, ...]) -> Failure | None:
         try:
             return self._session.run(call, inherited=inherited)
         finally:

@@ -202,7 +202,10 @@ def test_a_server_of_ray_s_ends(stack: RunningStack, command: str, number: signa
     os.kill(_found(stack, lambda words: command in words).pid, number)
     wait_for(lambda: not lives(runner), seconds=120, what="the runner's end")
     _assert_back(stack, "Ray", since=before)
-    assert _reasons(_assert_whole(stack, job, attempts=2)) == ["node_lost"]
+    # On a busy machine the next one may be lost as well, to Ray's coming back in parts.
+    attempts = stack.wait_for_job(job["id"], seconds=300)["steps"][0]["attempt"]
+    assert 2 <= attempts <= 3
+    assert set(_reasons(_assert_whole(stack, job, attempts=attempts))) == {"node_lost"}
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from dreamforge.jobs.frames import (
     PREFIX,
     PROTOCOL_VERSION,
     Acknowledge,
-    BeginItem,
+    BeginItems,
     EndOfItems,
     ItemDrawn,
     Log,
@@ -193,6 +193,13 @@ def _finish_when_told_to_stop(channel: FrameChannel) -> None:
     os._exit(1)
 
 
+def _draw_backwards(channel: FrameChannel) -> None:
+    """Of a batch of four whose seeds begin at 5."""
+    for index in reversed(range(4)):
+        channel.send(_image(index, seed=5 + index))
+    time.sleep(600)
+
+
 _DEEDS: dict[str, Callable[[FrameChannel], None]] = {
     deed.__name__.lstrip("_"): deed
     for deed in (
@@ -219,6 +226,7 @@ _DEEDS: dict[str, Callable[[FrameChannel], None]] = {
         _draw_slowly,
         _draw_and_hear_nothing,
         _finish_when_told_to_stop,
+        _draw_backwards,
     )
 }
 
@@ -249,13 +257,14 @@ def _main(deed: str, draws: int, descriptor: int) -> None:
     assert isinstance(prepare, PrepareStep)
     _savings.extend(prepare.savings)
     channel.send(Ready(pid=os.getpid(), versions={}, device_name="none"))
-    channel.send(ModelLoaded(seconds=0.0))
+    channel.send(ModelLoaded(seconds=0.0, dtype="float32"))
     drawn = 0
-    while isinstance(message := channel.receive(), BeginItem):
-        if deed != "draw" and (drawn == draws or (deed in _AGAIN and message.item_index >= draws)):
-            _DEEDS[deed](channel)
-        channel.send(_image(message.item_index, seed=message.seed))
-        drawn += 1
+    while isinstance(message := channel.receive(), BeginItems):
+        for index, seed in zip(message.item_indexes, message.seeds, strict=True):
+            if deed != "draw" and (drawn == draws or (deed in _AGAIN and index >= draws)):
+                _DEEDS[deed](channel)
+            channel.send(_image(index, seed=seed))
+            drawn += 1
     assert isinstance(message, EndOfItems)
     channel.send(StepDone(peak_memory=None))
     assert isinstance(channel.receive(), Acknowledge)

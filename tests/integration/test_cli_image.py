@@ -128,6 +128,25 @@ def test_a_file_of_another_program_shows_its_fields(url: str, tmp_path: Path) ->
         assert word in shown
 
 
+@pytest.mark.parametrize(
+    ("manifest", "parameters"),
+    [
+        ("", f"a fox\nSteps: 1, Seed: {'9' * 400}, Size: 64x64"),
+        ("", 'a fox\nSteps: 1, Seed: 2, Model: "\\ud800,"'),
+        ('{"schema": 1, "params": {"prompt": "a fox\\ud800"}}', ""),
+        (f'{{"schema": 1, "params": {{"prompt": "a fox", "seed": {"9" * 4000}}}}}', ""),
+        ('{"schema": 1, "params": {"prompt": "a", "steps": 1e999}}', "a fox"),
+        (f'{{"schema": 1, "params": {{"prompt": "a", "colours": {"[" * 450}{"]" * 450}}}}}', "a fox"),
+    ],
+    ids=["large seed", "surrogate field", "surrogate prompt", "large number", "infinity", "nested"],
+)  # fmt: skip
+def test_whatever_a_file_says_it_is_shown(url: str, tmp_path: Path, manifest: str, parameters: str) -> None:
+    path = tmp_path / "fox.png"
+    path.write_bytes(encode(bytes(3), width=1, height=1, format="png", parameters=parameters, manifest=manifest))
+    assert "a fox" in succeeded(url, "image", "show", path)
+    assert json.loads(succeeded(url, "image", "show", path, "--json"))["file"] == str(path)
+
+
 def test_a_terminal_does_not_obey_what_a_file_says(url: str, tmp_path: Path) -> None:
     path = _file(tmp_path, None, parameters="a \x1b]0;title\x07\x1b[31mfox [red]\u202e\nSteps: 1, Seed: 2, Size: 3x4")
     shown = succeeded(url, "image", "show", path)
@@ -140,7 +159,7 @@ def test_an_image_is_drawn_again_as_its_file_says(
 ) -> None:
     rerun = _Rerun(url, _file(tmp_path, format="webp"), "-n", "2", "-o", tmp_path / "again")
     job = rerun.job()
-    assert job["params"] == {**PARAMS, "seed": 41, "preset": "balanced"}
+    assert job["params"] == {**PARAMS, "seed": 41, "preset": "balanced", "loras": [], "vae": None}
     assert (job["count"], job["model_id"]) == (2, get(url, "/v1/models").json()["items"][0]["id"])
     finish(engine, object_store.blobs(), count=2)
     out, told = rerun.end()
@@ -176,7 +195,7 @@ def test_a_file_of_another_program_is_drawn_as_far_as_it_goes(
     _, told = rerun.end()
     assert "! mine is not the model that the file was made with" in told
     assert "! Not repeated: Clip skip." in told
-    assert "! loras is left out" in told
+    assert "! Without the LoRA grain, which is not here." in told
 
 
 def test_a_model_that_is_not_there_is_the_services_word(url: str, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import uuid
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -147,9 +148,9 @@ def _running(engine: Engine, jobs: Jobs, model: NewModel, *, count: int = 4) -> 
     return new.id, AttemptStore(engine=engine, fence=claimed(engine).fence)
 
 
-def _draw_for(engine: Engine, attempt: AttemptStore, index: int, *, seconds: float) -> None:
+def _draw_for(engine: Engine, attempt: AttemptStore, index: int, *, seconds: float, batch_size: int = 1) -> None:
     attempt.begin_item(ItemStarted(item_index=index, seed=index))
-    attempt.publish(an_artifact(index))
+    attempt.publish(replace(an_artifact(index), metadata={"batch_size": batch_size}))
     with engine.begin() as connection:
         connection.execute(
             text(
@@ -183,13 +184,20 @@ def test_a_job_goes_by_its_own_images(engine: Engine, jobs: Jobs, model: NewMode
     assert jobs.find(id).eta_seconds == 0
 
 
+def test_of_images_that_were_drawn_together_each_counts_its_share(engine: Engine, jobs: Jobs, model: NewModel) -> None:
+    id, attempt = _running(engine, jobs, model)
+    for index in (0, 1):
+        _draw_for(engine, attempt, index, seconds=10, batch_size=2)
+    assert jobs.find(id).eta_seconds == pytest.approx(2 * 10 / 2)
+
+
 def test_before_its_first_image_it_goes_by_the_median_of_jobs_like_it(
     engine: Engine, jobs: Jobs, model: NewModel
 ) -> None:
     _finished(engine, model, seconds=[4.0, 5.0, 900.0])
     _finished(engine, model, seconds=[6.0, 5.0])
     other = a_model(engine, name="other")
-    for kind in ({"width": 128}, {"height": 128}, {"steps": 50}):
+    for kind in ({"width": 128}, {"height": 128}, {"steps": 50}, {"preset": "low_vram"}):
         _finished(engine, model, seconds=[100.0] * 5, **kind)
     _finished(engine, other, seconds=[100.0] * 5)
     id, _ = _running(engine, jobs, model)

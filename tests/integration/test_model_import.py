@@ -1,13 +1,12 @@
-"""`dreamforge model import|default|enable|disable|remove|list|show`: models of the user's own."""
+"""`dreamforge model import`: models of the user's own."""
 
 import json
 import os
 import pickle
 import shutil
 import subprocess
-import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,49 +15,18 @@ import pytest
 from fastapi.testclient import TestClient
 from sqlalchemy import Engine, text
 
-from dreamforge.api.state import ApiState
 from dreamforge.cli.configuration import sentence_of
 from dreamforge.embedded import builtin
 from dreamforge.embedded.model_import import ImportRequest, import_model, name_of
-from dreamforge.errors import Conflict, ModelCorrupt, ModelDisabled, ModelIncompatible, ModelNotInstalled, UnknownModel
+from dreamforge.errors import Conflict, ModelCorrupt, ModelIncompatible
 from dreamforge.models.weights import Kind
 from dreamforge.settings import Settings
 from dreamforge.store.models import ModelRegistry, NewModel, Registered
 from tests import weights
-from tests.integration.cli import command, environment, ran, succeeded
-from tests.integration.door import GOOD, served
-from tests.integration.factories import Jobs, a_job, a_model, at_once
-from tests.terminal import Terminal
-
-
-def _model(database_url: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("DREAMFORGE_")}
-    return subprocess.run(
-        command("model", *arguments),
-        env={**inherited, "DREAMFORGE_DATABASE_URL": database_url},
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-
-def _done(database_url: str, *arguments: str | Path) -> str:
-    result = _model(database_url, *arguments)
-    assert result.returncode == 0, result.stderr
-    return result.stdout + result.stderr
-
-
-def _refused(database_url: str, *arguments: str | Path) -> str:
-    result = _model(database_url, *arguments)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert "Traceback" not in result.stderr
-    return result.stderr
-
-
-def _known(client: TestClient, reference: str) -> dict[str, Any]:
-    return client.get(f"/v1/models/{reference}").json()
+from tests.integration.cli import command
+from tests.integration.door import GOOD
+from tests.integration.factories import Jobs, a_model, at_once
+from tests.integration.model_command import done, known, over, refusal_of, run_model
 
 
 @pytest.fixture
@@ -83,26 +51,26 @@ def test_a_folder_becomes_a_model_and_stays_as_it_is(
     client: TestClient, model: NewModel, database_url: str, folder: Path
 ) -> None:
     before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
-    said = _done(database_url, "import", folder)
+    said = done(database_url, "import", folder)
     assert "✓ dreamshaper-xl@1, sdxl, fp32, " in said
     assert "--model dreamshaper-xl" in said
-    told = _known(client, "dreamshaper-xl")
+    told = known(client, "dreamshaper-xl")
     assert (told["kind"], told["installed"], told["default"]) == ("sdxl", True, False)
     assert told["source_uri"] == folder.as_uri()
     assert told["size_bytes"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     assert told["parameters_schema"]["properties"]["width"]["default"] == 64
-    assert told["metadata"]["weights"]["cross_attention_dim"] == 64
+    assert told["metadata"]["weights"]["cross_attention_dim"] == 80
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-    assert _known(client, str(model.id))["default"] is True
+    assert known(client, str(model.id))["default"] is True
 
-    _done(database_url, "import", folder, "--version", "2", "--default")
+    done(database_url, "import", folder, "--version", "2", "--default")
     job = client.post("/v1/jobs", json=GOOD).json()
-    assert job["model_id"] == _known(client, "dreamshaper-xl@2")["id"]
+    assert job["model_id"] == known(client, "dreamshaper-xl@2")["id"]
 
 
 def test_a_file_becomes_a_model(client: TestClient, engine: Engine, database_url: str, checkpoint: Path) -> None:
-    said = json.loads(_model(database_url, "import", checkpoint, "--json", "--kind", "checkpoint").stdout)
-    told = _known(client, "My-XL-v2")
+    said = json.loads(run_model(database_url, "import", checkpoint, "--json", "--kind", "checkpoint").stdout)
+    told = known(client, "My-XL-v2")
     assert (said["id"], said["is_new"], said["checkpoint_hash"]) == (told["id"], True, told["checkpoint_hash"])
     assert said["files"] == [
         {"path": checkpoint.name, "size": checkpoint.stat().st_size, "sha256": told["checkpoint_hash"]}
@@ -119,8 +87,8 @@ def test_what_goes_with_a_checkpoint_is_no_default(
     client: TestClient, database_url: str, tmp_path: Path, shapes: weights.Shapes, kind: str
 ) -> None:
     path = weights.write(tmp_path / f"a-{kind}.safetensors", shapes)
-    assert f"dreamforge model show a-{kind}" in _done(database_url, "import", path, "--kind", kind)
-    told = _known(client, f"a-{kind}")
+    assert f"--{kind} a-{kind}" in done(database_url, "import", path, "--kind", kind)
+    told = known(client, f"a-{kind}")
     assert (told["kind"], told["capabilities"], told["default"]) == (kind, [], False)
     refused = client.post("/v1/jobs", json={**GOOD, "model_id": f"a-{kind}"})
     assert refused.json()["error"]["code"] == "model_incompatible"
@@ -179,7 +147,7 @@ def test_what_is_no_such_model_is_refused_with_its_code(
 def test_a_refusal_is_one_sentence(database_url: str, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     path.write_bytes(pickle.dumps({"state_dict": {}}))
-    assert _refused(database_url, "import", path).startswith("✗ model_corrupt: x.safetensors is a pickle")
+    assert refusal_of(database_url, "import", path).startswith("✗ model_corrupt: x.safetensors is a pickle")
 
 
 def test_the_first_checkpoint_is_the_default_and_takes_that_from_the_built_in_one(
@@ -190,7 +158,7 @@ def test_the_first_checkpoint_is_the_default_and_takes_that_from_the_built_in_on
     registry = ModelRegistry(engine=engine)
     settings = Settings(data_dir=tmp_path, models_dir=tmp_path / "models")
     assert builtin.install_if_empty(settings, database_url) == builtin.NOTICE
-    assert "Jobs that name no model take it" in _done(database_url, "import", checkpoint)
+    assert "Jobs that name no model take it" in done(database_url, "import", checkpoint)
     assert builtin.install_if_empty(settings, database_url) is None
     assert registry.is_default(name="My-XL-v2", version="1")
     import_model(ImportRequest(path=checkpoint, name="second"), database_url)
@@ -213,7 +181,7 @@ def test_the_built_in_model_comes_back_where_jobs_still_tell_of_it(
     builtin.install_if_empty(settings, database_url)
     registry = ModelRegistry(engine=engine)
     id = registry.find("sdxl-tiny").id
-    _over(jobs, id)
+    over(jobs, id)
     assert registry.remove(id) is False
     assert not registry.has_any_installed()
     assert builtin.install_if_empty(settings, database_url) == builtin.NOTICE
@@ -224,16 +192,61 @@ def test_the_same_content_again_changes_only_where_it_lies(
     client: TestClient, engine: Engine, database_url: str, checkpoint: Path, tmp_path: Path
 ) -> None:
     import_model(ImportRequest(path=checkpoint, name="my"), database_url)
-    first = _known(client, "my")
+    first = known(client, "my")
     ModelRegistry(engine=engine).set_enabled(uuid.UUID(first["id"]), False)
     moved = Path(shutil.move(checkpoint, tmp_path / "moved.safetensors"))
-    assert "It was known already" in _done(database_url, "import", moved, "--name", "my")
-    now = _known(client, "my")
+    assert "It was known already" in done(database_url, "import", moved, "--name", "my")
+    now = known(client, "my")
     assert (now["id"], now["enabled"], now["source_uri"]) == (first["id"], False, moved.as_uri())
     weights.write(moved, weights.sdxl_checkpoint(), dtype="F32")
-    refused = _refused(database_url, "import", moved, "--name", "my")
+    refused = refusal_of(database_url, "import", moved, "--name", "my")
     assert "conflict: There is a model my@1 already, with other content" in refused
-    assert _known(client, "my")["checkpoint_hash"] == first["checkpoint_hash"]
+    assert known(client, "my")["checkpoint_hash"] == first["checkpoint_hash"]
+
+
+@pytest.fixture
+def with_hidden_files(engine: Engine, database_url: str, folder: Path) -> str:
+    """The hash of a model whose hidden files were counted, which they no longer are; it is called my@1."""
+    known = import_model(ImportRequest(path=folder, name="my"), database_url).registered
+    with engine.begin() as connection:
+        query = text("INSERT INTO model_files (model_id, path, size, sha256) VALUES (:id, :path, 1, :hash)")
+        for path in (".gitattributes", ".cache/huggingface/x.lock"):
+            connection.execute(query, {"id": known.id, "path": path, "hash": "ef" * 32})
+        connection.execute(text("UPDATE models SET checkpoint_hash = :hash"), {"hash": "ef" * 32})
+    return "ef" * 32
+
+
+def test_hidden_files_that_no_longer_count_make_no_other_model(
+    engine: Engine, database_url: str, folder: Path, with_hidden_files: str
+) -> None:
+    again = import_model(ImportRequest(path=folder, name="my"), database_url)
+    with engine.connect() as connection:
+        (known,) = connection.scalars(text("SELECT checkpoint_hash FROM models")).all()
+        files = set(connection.scalars(text("SELECT path FROM model_files")))
+    assert known == again.descriptor.checkpoint_hash != with_hidden_files
+    assert files == {file.path for file in again.descriptor.files}
+
+
+@pytest.mark.usefixtures("with_hidden_files")
+@pytest.mark.parametrize("change", ["another place", "another file", "a file less"])
+def test_what_has_changed_besides_is_another_model(database_url: str, folder: Path, change: str) -> None:
+    if change == "another place":
+        folder = folder.rename(folder.with_name("elsewhere"))
+    elif change == "another file":
+        (folder / "tokenizer" / "special_tokens_map.json").write_text("{}")
+    else:
+        (folder / "tokenizer" / "tokenizer_config.json").unlink()
+    with pytest.raises(Conflict, match="There is a model my@1 already, with other content"):
+        import_model(ImportRequest(path=folder, name="my"), database_url)
+
+
+def test_a_terminal_does_not_obey_what_a_file_says(database_url: str, folder: Path) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": "\x1b[31mEvil\x9b\u202e"}))
+    assert "is a \ufffd[31mEvil\ufffd\ufffd; models" in refusal_of(database_url, "import", folder)
+    (folder / "model_index.json").write_text(json.dumps(index))
+    (folder / "unet" / "\x1b[2J.bin").touch()
+    assert "! unet/\ufffd[2J.bin is a pickle" in done(database_url, "import", folder)
 
 
 def test_of_imports_at_once_each_is_made_whole(engine: Engine, database_url: str, tmp_path: Path) -> None:
@@ -278,143 +291,9 @@ def test_registered_at_once_there_is_one_model_and_one_default(engine: Engine) -
     assert _defaults(engine) == 1
 
 
-def test_a_model_is_switched_off_and_on_without_a_restart(
-    client: TestClient, model: NewModel, engine: Engine, database_url: str
-) -> None:
-    other = a_model(engine, name="other")
-    assert "other@1 is switched off" in _done(database_url, "disable", "other")
-    refused = client.post("/v1/jobs", json={**GOOD, "model_id": "other"}).json()["error"]
-    assert (refused["code"], refused["message"]) == ("model_disabled", "The model 'other' is switched off.")
-    assert "model_disabled: other@1 is switched off" in _refused(database_url, "default", "other")
-    assert "dreamforge model default" not in _done(database_url, "enable", str(other.id))
-    assert client.post("/v1/jobs", json={**GOOD, "model_id": "other"}).status_code == 201
-    assert "dreamforge model default other@1" in _refused(database_url, "disable", "tiny")
-    assert "Jobs that name no model take other@1" in _done(database_url, "default", "other@1")
-    _done(database_url, "disable", "tiny")
-    assert (_known(client, "tiny")["enabled"], _known(client, "tiny")["default"]) == (False, False)
-    assert "unknown_model: No model 'nobody'" in _refused(database_url, "enable", "nobody")
-    assert client.post("/v1/jobs", json=GOOD).json()["model_id"] == str(other.id)
-    assert model.name == "tiny"
-
-
-def test_the_only_model_may_be_switched_off_and_removed(engine: Engine, model: NewModel) -> None:
-    registry = ModelRegistry(engine=engine)
-    a_model(engine, name="a-lora", kind="lora", capabilities=())
-    registry.set_enabled(model.id, False)
-    assert a_model(engine, name="next").id != model.id
-    assert registry.is_default(name="next", version="1"), "the default could not be used"
-    assert registry.remove(model.id) is True
-    assert registry.remove(registry.find("next").id) is True
-    assert not registry.has_any_installed()
-
-
-def test_a_model_is_forgotten_and_its_files_stay(
-    client: TestClient, model: NewModel, database_url: str, checkpoint: Path
-) -> None:
-    assert model
-    import_model(ImportRequest(path=checkpoint, name="my"), database_url)
-    unasked = _model(database_url, "remove", "my")
-    assert (unasked.returncode, "say --yes" in unasked.stderr) == (1, True)
-    assert "my@1 is removed" in _done(database_url, "remove", "my", "--yes")
-    assert client.get("/v1/models/my").status_code == 404
-    assert checkpoint.is_file()
-    assert import_model(ImportRequest(path=checkpoint, name="my"), database_url).registered.is_new
-
-
-def test_it_is_asked_before_a_model_is_removed(engine: Engine, model: NewModel, database_url: str) -> None:
-    told = {**environment("http://127.0.0.1:1"), "DREAMFORGE_DATABASE_URL": database_url}
-    for answer in ("n", "y"):
-        with Terminal(command("model", "remove", "tiny"), environment=told) as terminal:
-            terminal.wait_for("Remove tiny@1? Its files stay.")
-            terminal.type(f"{answer}\n")
-            assert terminal.wait_for_end() == (0 if answer == "y" else 1)
-        is_there = ModelRegistry(engine=engine).is_installed(name=model.name, version="1")
-        assert is_there is (answer == "n")
-
-
-def test_a_model_that_jobs_tell_of_stays_listed_and_one_they_wait_for_stays(
-    client: TestClient, engine: Engine, model: NewModel, jobs: Jobs, database_url: str
-) -> None:
-    a_model(engine, name="other")
-    job = client.post("/v1/jobs", json={**GOOD, "model_id": "other"}).json()
-    assert "conflict: 1 job waits for it" in _refused(database_url, "remove", "other", "--yes")
-    jobs.cancel(uuid.UUID(job["id"]))
-    assert "It is still listed" in _done(database_url, "remove", "other", "--yes")
-    told = _known(client, "other")
-    assert (told["installed"], told["enabled"], told["default"]) == (False, True, False)
-    assert client.get(f"/v1/jobs/{job['id']}").json()["model_id"] == told["id"]
-    assert "model_not_installed" in _refused(database_url, "default", "other")
-    refused = client.post("/v1/jobs", json={**GOOD, "model_id": "other"}).json()["error"]
-    assert refused["code"] == "model_not_installed"
-    registered = ModelRegistry(engine=engine).register(replace(model, name="other"))
-    assert (registered.is_new, str(registered.id)) == (False, told["id"])
-    assert _known(client, "other")["installed"] is True
-
-
-def test_a_job_whose_model_goes_away_meanwhile_is_told_so(engine: Engine, model: NewModel, jobs: Jobs) -> None:
-    job = a_job(model)
-    assert ModelRegistry(engine=engine).remove(model.id) is True
-    with pytest.raises(UnknownModel, match="was just removed"):
-        jobs.submit(job)
-
-
-def test_a_name_of_several_versions_has_to_be_told_apart(engine: Engine, model: NewModel, jobs: Jobs) -> None:
-    registry = ModelRegistry(engine=engine)
-    other = a_model(engine, name="tiny", version="2")
-    with pytest.raises(Conflict, match="say which, of tiny@1, tiny@2"):
-        registry.find("tiny")
-    assert registry.find("tiny@2").id == registry.find(str(other.id)).id == other.id
-    _over(jobs, other.id)
-    assert registry.remove(other.id) is False
-    assert registry.find("tiny").id == model.id, "the one that is installed"
-    with pytest.raises(ModelNotInstalled):
-        registry.make_default(other.id)
-
-
-def test_what_cannot_be_the_default_is_refused(engine: Engine, model: NewModel) -> None:
-    registry = ModelRegistry(engine=engine)
-    lora = a_model(engine, name="l", kind="lora", capabilities=())
-    off = a_model(engine, name="off")
-    registry.set_enabled(off.id, False)
-    for id, error in ((lora.id, ModelIncompatible), (off.id, ModelDisabled), (uuid.UUID(int=5), UnknownModel)):
-        with pytest.raises(error):
-            registry.make_default(id)
-    for change in (registry.remove, lambda id: registry.set_enabled(id, True)):
-        with pytest.raises(UnknownModel):
-            change(uuid.UUID(int=5))
-    assert registry.is_default(name=model.name, version="1")
-
-
-@pytest.fixture
-def url(state: ApiState, model: NewModel) -> Iterator[str]:
-    """A service's address."""
-    assert model
-    with served(state) as url:
-        yield url
-
-
-def test_models_are_listed_and_shown(
-    url: str, engine: Engine, model: NewModel, database_url: str, tmp_path: Path
-) -> None:
-    path = weights.write(tmp_path / "film[1].safetensors", weights.peft_lora())
-    _done(database_url, "import", path, "--name", "film")
-    ModelRegistry(engine=engine).set_enabled(ModelRegistry(engine=engine).find("film").id, False)
-    listed = succeeded(url, "model", "list")
-    assert "ready, default" in listed
-    assert "disabled" in listed
-    shown = succeeded(url, "model", "show", "film")
-    for words in ("film@1", "cross attention dim", "2048", "film%5B1%5D.safetensors"):
-        assert words in shown
-    descriptor = json.loads(succeeded(url, "model", "show", "tiny@1", "--json"))
-    assert (descriptor["id"], descriptor["parameters_schema"]["title"]) == (str(model.id), "SDXL")
-    assert len(json.loads(succeeded(url, "model", "list", "--json"))["items"]) == 2
-    unknown = ran(url, "model", "show", "no/body")
-    assert (unknown.returncode, "not_found" in unknown.stderr) == (1, True)
-
-
 @pytest.mark.parametrize("option", ["--name", "--version"])
 def test_a_name_is_a_name(database_url: str, checkpoint: Path, option: str) -> None:
-    assert "invalid_request: 'a@b' is no name" in _refused(database_url, "import", checkpoint, option, "a@b")
+    assert "invalid_request: 'a@b' is no name" in refusal_of(database_url, "import", checkpoint, option, "a@b")
 
 
 @pytest.mark.parametrize(
@@ -423,29 +302,6 @@ def test_a_name_is_a_name(database_url: str, checkpoint: Path, option: str) -> N
 )
 def test_a_file_s_name_becomes_the_model_s(path: str, name: str) -> None:
     assert name_of(Path(path)) == name
-
-
-def test_without_a_database_it_says_what_to_do(checkpoint: Path, tmp_path: Path) -> None:
-    for arguments in (["import", str(checkpoint)], ["default", "x"], ["remove", "x", "--yes"]):
-        result = subprocess.run(
-            [sys.executable, "-m", "dreamforge.cli.main", "model", *arguments],
-            env={"PATH": os.environ["PATH"], "DREAMFORGE_DATA_DIR": str(tmp_path / "data")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (result.returncode, "Nothing is running over" in result.stderr) == (1, True)
-
-
-def _over(jobs: Jobs, model_id: uuid.UUID) -> None:
-    """Have a job tell of the model that is over."""
-    model = NewModel(
-        id=model_id, name="", kind="", version="", checkpoint_hash=None, source_uri="", local_path="",
-        parameters_schema={}, capabilities=(), metadata={}, files=(),
-    )  # fmt: skip
-    job = a_job(model)
-    jobs.submit(job)
-    jobs.cancel(job.id)
 
 
 def _defaults(engine: Engine) -> int:

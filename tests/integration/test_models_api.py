@@ -144,6 +144,17 @@ def test_an_upgrade_tells_the_built_in_model_anew(engine: Engine, database_url: 
     assert told[5] != new[5]
 
 
+@pytest.mark.usefixtures("folder")
+def test_the_built_in_model_stays_switched_off_where_there_is_no_default(
+    engine: Engine, database_url: str, settings: Settings
+) -> None:
+    builtin.install_if_empty(settings, database_url)
+    with engine.begin() as connection:
+        connection.execute(text("UPDATE models SET enabled = false, is_default = false, local_path = '/before'"))
+    assert builtin.install_if_empty(settings, database_url) is None
+    assert _described(engine)[3] is False
+
+
 def test_another_build_of_the_built_in_model_is_told_with_its_files(
     engine: Engine, database_url: str, settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

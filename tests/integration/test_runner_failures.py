@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 GIB = 2**30
+LOW_VRAM = 'Set params.preset to "low_vram": slower, with less memory.'
 _REPORT = """
 import dataclasses, json, sys
 import torch
-from dreamforge.errors import ModelCorrupt
+from dreamforge.errors import ModelCorrupt, ModelIncompatible
 from dreamforge.jobs.frames import PrepareStep
 from dreamforge.runners.failures import failure_of
 errors = {
@@ -22,13 +23,16 @@ errors = {
     "driver": RuntimeError("CUDA error: an illegal memory access was encountered"),
     "bug": ValueError("a prompt is in here somewhere\\nand more of it"),
     "silent": KeyError(),
+    "unfit": ModelIncompatible(details={"lora": "grain"}),
     "ours": ModelCorrupt("The model is torn.", details={"file": "unet"}),
 }
-def report(name, side):
+def report(name, side, preset="balanced"):
     call = PrepareStep(step="generate", model_kind="sdxl", model_path="/", device="cuda",
-                       params={"width": side, "height": side}, savings=[])
+                       params={"width": side, "height": side, "preset": preset}, savings=[])
     return dataclasses.asdict(failure_of(errors[name], call))
-print(json.dumps({f"{name} {side}": report(name, side) for name in errors for side in (1024, 64)}))
+reports = {f"{name} {side}": report(name, side) for name in errors for side in (1024, 64)}
+presets = {f"oom {preset}": report("oom", 64, preset) for preset in ("fast", "low_vram", "of old")}
+print(json.dumps(reports | presets))
 """
 
 
@@ -44,9 +48,24 @@ def test_a_full_gpu_is_told_with_what_was_asked_for_and_what_may_help(reports: d
     assert (report["code"], report["details"]) == ("oom", {"requested_bytes": int(2.5 * GIB)})
     assert report["suggestions"] == [
         "Try a smaller size, 768x768.",
+        LOW_VRAM,
         "Try a smaller model, or a GPU with more memory.",
     ]
-    assert reports["oom 64"]["suggestions"] == ["Try a smaller model, or a GPU with more memory."]
+    assert reports["oom 64"]["suggestions"] == report["suggestions"][1:]
+
+
+@pytest.mark.parametrize(
+    ("preset", "advice"),
+    [
+        ("fast", ['Set params.preset to "balanced": one image at a time.', LOW_VRAM]),
+        ("low_vram", []),
+        ("of old", [LOW_VRAM]),
+    ],
+)
+def test_a_preset_that_takes_less_memory_is_named_where_there_is_one(
+    reports: dict[str, dict[str, Any]], preset: str, advice: list[str]
+) -> None:
+    assert reports[f"oom {preset}"]["suggestions"] == [*advice, "Try a smaller model, or a GPU with more memory."]
 
 
 @pytest.mark.parametrize(
@@ -57,6 +76,7 @@ def test_a_full_gpu_is_told_with_what_was_asked_for_and_what_may_help(reports: d
         ("driver", "gpu_error"),
         ("bug", "internal"),
         ("silent", "internal"),
+        ("unfit", "model_incompatible"),
         ("ours", "model_corrupt"),
     ],
 )

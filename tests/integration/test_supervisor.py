@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import time
+from pathlib import Path
 
 import httpx2
 import pytest
@@ -22,6 +23,7 @@ from dreamforge.store.attempts import AttemptStore, NewArtifact
 from dreamforge.store.claims import ClaimStore
 from dreamforge.store.endings import EndingStore
 from dreamforge.worker.lease import LeaseKeeper
+from tests import lora_files
 from tests.integration.bench import Bench, runner_of_this_process, wait_for_savers
 from tests.integration.factories import a_model
 from tests.integration.rogue import rogue
@@ -50,7 +52,7 @@ def test_every_item_becomes_a_stored_image_that_says_how_it_was_made(bench: Benc
         assert manifest.params["prompt"] == "fog, täglich"
         assert (manifest.job_id, manifest.type) == (str(new.id), "generate")
         assert manifest.model == ManifestModel(bench.model.name, version="1", sha256="ab" * 32)
-        assert manifest.preset == ManifestPreset("balanced")
+        assert manifest.preset == ManifestPreset("balanced", version=1)
         assert manifest.versions.keys() == {"dreamforge", "torch", "diffusers", "transformers", "python"}
         assert manifest.device == row.metadata_json["device"]
         assert row.s3_key.startswith(f"dreamforge/default/jobs/{new.id}/generate/")
@@ -365,3 +367,27 @@ def test_the_runner_is_given_no_secret(bench: Bench, monkeypatch: pytest.MonkeyP
     assert environment["HF_HUB_OFFLINE"] == "1"
     assert not [name for name in environment if name.startswith(("DREAMFORGE_", "AWS_", "RAY_"))]
     assert "hunter2" not in environment.values()
+
+
+def test_a_job_of_an_older_version_is_drawn_with_what_it_says(bench: Bench) -> None:
+    new = bench.submit(seed=5)
+    with bench.engine.begin() as connection:
+        connection.execute(
+            text(
+                "UPDATE jobs SET params_json = params_json - ARRAY['loras', 'vae', 'quality', 'format']"
+                ' || \'{"preset": "of old"}\''
+            )
+        )
+    assert bench.supervise(bench.claim(), runner=rogue("draw")).failure is None
+    (row,) = bench.artifacts(new.id)
+    assert (row.format, row.metadata_json["preset"]) == ("png", {"name": "balanced", "version": 1})
+
+
+def test_a_lora_that_finds_no_place_in_the_model_ends_the_step_and_is_named(bench: Bench, tmp_path: Path) -> None:
+    assert bench.model.local_path
+    layers = lora_files.layers_for(Path(bench.model.local_path))
+    file = lora_files.write_kohya(layers, tmp_path / "deep.safetensors", rename={"layers_2": "layers_9"})
+    a_model(bench.engine, name="deep", kind="lora", local_path=str(file))
+    _, outcome = bench.run(loras=[{"id": "deep@1", "weight": 1.0}])
+    assert outcome.failure is not None
+    assert (outcome.failure.code, outcome.failure.details["lora"]) == ("model_incompatible", "deep")

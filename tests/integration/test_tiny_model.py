@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from dreamforge.jobs.frames import BeginItem, ItemDrawn, Message, PrepareStep
+from dreamforge.jobs.frames import BeginItems, ItemDrawn, Message, PrepareStep
 
 # numpy's advice to diffusers; the runner's own process shows none.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers.*")
@@ -38,7 +38,8 @@ def draw(tiny_model: Path) -> Draw:
             step="generate", model_kind="sdxl", model_path=str(tiny_model), device="cpu", params={**PARAMS, **params}
         )
         runner.prepare(call)
-        return runner.run_step(BeginItem(item_index=0, seed=seed))
+        (image,) = runner.run_step(BeginItems(item_indexes=[0], seeds=[seed]))
+        return image
 
     return drawn
 

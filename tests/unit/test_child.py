@@ -13,7 +13,7 @@ import pytest
 
 from dreamforge.errors import NodeError
 from dreamforge.jobs.channel import ChannelClosed, FrameChannel
-from dreamforge.jobs.frames import BeginItem, Log
+from dreamforge.jobs.frames import BeginItems, Log
 from dreamforge.worker import child
 from dreamforge.worker.child import OUTPUT_KEPT, RunnerProcess, runner_environment
 
@@ -21,7 +21,7 @@ ENVIRONMENT = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(__file__).pare
 _CHANNEL = """
 import os, signal, socket, sys
 from dreamforge.jobs.channel import FrameChannel
-from dreamforge.jobs.frames import BeginItem, Log
+from dreamforge.jobs.frames import BeginItems, Log
 channel = FrameChannel(socket.socket(fileno=int(sys.argv[1])))
 def say(message):
     channel.send(Log(level="info", message=str(message)))
@@ -60,9 +60,9 @@ def _until(condition: Callable[[], bool], *, seconds: float = 10) -> None:
 
 
 def test_it_speaks_over_its_socket_and_knows_its_parent() -> None:
-    with _running("say(sys.argv[2])\nassert isinstance(channel.receive(), BeginItem)\nsay('begun')" + _WAIT) as runner:
+    with _running("say(sys.argv[2])\nassert isinstance(channel.receive(), BeginItems)\nsay('begun')" + _WAIT) as runner:
         assert _heard(runner) == str(os.getpid())
-        runner.channel.send(BeginItem(item_index=0, seed=1))
+        runner.channel.send(BeginItems(item_indexes=[0], seeds=[1]))
         assert _heard(runner) == "begun"
 
 

@@ -19,7 +19,7 @@ from dreamforge.jobs.frames import (
     PREFIX,
     PROTOCOL_VERSION,
     Acknowledge,
-    BeginItem,
+    BeginItems,
     EndOfItems,
     FrameError,
     ItemDrawn,
@@ -55,13 +55,32 @@ def _drawn(draw: st.DrawFn) -> ItemDrawn:
     )
 
 
+@st.composite
+def _credits(draw: st.DrawFn) -> BeginItems:
+    items = draw(st.lists(st.tuples(st.integers(), st.integers()), min_size=1, max_size=4))
+    return BeginItems(item_indexes=[index for index, _ in items], seeds=[seed for _, seed in items])
+
+
 MESSAGES: st.SearchStrategy[Message] = st.one_of(
-    st.builds(PrepareStep, step=_texts, model_kind=_texts, model_path=_texts, device=_texts, params=_objects),
-    st.builds(BeginItem, item_index=st.integers(), seed=st.integers()),
+    st.builds(
+        PrepareStep,
+        step=_texts,
+        model_kind=_texts,
+        model_path=_texts,
+        device=_texts,
+        params=_objects,
+        savings=st.lists(_texts, max_size=2),
+        vae_dtype=_texts,
+        is_channels_last=st.booleans(),
+        config_path=st.none() | _texts,
+        vae_path=st.none() | _texts,
+        loras=st.lists(_objects, max_size=2),
+    ),
+    _credits(),
     st.just(EndOfItems()),
     st.just(Acknowledge()),
     st.builds(Ready, pid=st.integers(), versions=st.dictionaries(_texts, _texts), device_name=_texts),
-    st.builds(ModelLoaded, seconds=_numbers),
+    st.builds(ModelLoaded, seconds=_numbers, dtype=_texts),
     st.builds(Progress, item_index=st.integers(), stage=st.sampled_from(Stage), stage_progress=_numbers),
     _drawn(),
     st.builds(Log, level=_texts, message=_texts),
@@ -136,15 +155,18 @@ def test_a_field_of_another_type_is_refused_or_harmless(message: Message, data: 
 @pytest.mark.parametrize(
     "content",
     [
-        {"type": "begin_item", "item_index": 1},
-        {"type": "begin_item", "item_index": 1, "seed": 2, "more": 3},
-        {"type": "begin_item", "item_index": "1", "seed": 2},
-        {"type": "begin_item", "item_index": 1.5, "seed": 2},
+        {"type": "begin_items", "item_indexes": [1]},
+        {"type": "begin_items", "item_indexes": [1], "seeds": [2], "more": 3},
+        {"type": "begin_items", "item_indexes": 1, "seeds": 2},
+        {"type": "begin_items", "item_indexes": ["1"], "seeds": [2]},
+        {"type": "begin_items", "item_indexes": [1.5], "seeds": [2]},
+        {"type": "begin_items", "item_indexes": [True], "seeds": [2]},
+        {"type": "begin_items", "item_indexes": [1, 2], "seeds": [3]},
         {"type": "step_done", "peak_memory": "much"},
         {"type": "step_failed", "code": 1, "message": "", "details": {}, "suggestions": [], "peak_memory": None},
         {"type": "no_such_frame"},
-        {"type": ["begin_item"]},
-        {"item_index": 1, "seed": 2},
+        {"type": ["begin_items"]},
+        {"item_indexes": [1], "seeds": [2]},
         {},
     ],
     ids=str,
@@ -184,7 +206,7 @@ def test_progress_of_no_stage_is_refused() -> None:
 @pytest.mark.parametrize("number", [b"NaN", b"Infinity", b"-Infinity", b"1e999"])
 def test_numbers_that_json_does_not_know_are_refused(number: bytes) -> None:
     with pytest.raises(FrameError):
-        frames.decode(b'{"type": "model_loaded", "seconds": ' + number + b"}", b"")
+        frames.decode(b'{"type": "model_loaded", "dtype": "", "seconds": ' + number + b"}", b"")
 
 
 @pytest.mark.parametrize(
@@ -217,7 +239,7 @@ def test_a_frame_that_would_be_too_large_is_refused_by_its_prefix(header: int, p
 
 
 def test_another_protocol_version_is_refused() -> None:
-    with pytest.raises(FrameError, match="version 2"):
+    with pytest.raises(FrameError, match=f"version {PROTOCOL_VERSION + 1}"):
         frames.parse_prefix(PREFIX.pack(MAGIC, PROTOCOL_VERSION + 1, 2, 0))
 
 
@@ -302,12 +324,12 @@ def test_many_threads_send_and_no_frame_is_torn(ends: tuple[FrameChannel, socket
 
 def test_a_timeout_loses_nothing_of_what_has_come(ends: tuple[FrameChannel, socket.socket]) -> None:
     channel, theirs = ends
-    frame = frames.encode(BeginItem(item_index=3, seed=4))
+    frame = frames.encode(BeginItems(item_indexes=[3], seeds=[4]))
     for part in (frame[:5], frame[5 : PREFIX.size + 2], frame[PREFIX.size + 2 :]):
         with pytest.raises(TimeoutError):
             channel.receive(timeout=0.001)
         theirs.sendall(part)
-    assert channel.receive(timeout=5) == BeginItem(item_index=3, seed=4)
+    assert channel.receive(timeout=5) == BeginItems(item_indexes=[3], seeds=[4])
 
 
 def test_the_end_of_the_stream_closes_the_channel_even_within_a_frame(ends: tuple[FrameChannel, socket.socket]) -> None:
@@ -330,3 +352,12 @@ def test_garbage_on_the_wire_is_a_frame_error(ends: tuple[FrameChannel, socket.s
     theirs.sendall(b"Traceback (most recent call last):")
     with pytest.raises(FrameError):
         channel.receive(timeout=5)
+
+
+@pytest.mark.parametrize(
+    ("indexes", "seeds"), [([], []), ([1], []), ([1], [2, 3]), ([True], [1]), (["1"], [1]), ([1.0], [1])]
+)
+def test_a_credit_is_for_items_with_a_seed_each(indexes: list[Any], seeds: list[Any]) -> None:
+    frame = frames.encode(BeginItems(item_indexes=indexes, seeds=seeds))
+    with pytest.raises(FrameError, match="a credit for no items"):
+        frames.decode(frame[PREFIX.size :], b"")

@@ -3,7 +3,7 @@
 import json
 import uuid
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from dreamforge.api.schemas import Model
 from dreamforge.cli.image_call import ImageCall, call_of
-from dreamforge.images.manifest import Manifest, ManifestModel
+from dreamforge.images.manifest import Manifest, ManifestLora, ManifestModel, ManifestPreset, ManifestVae
 from dreamforge.images.parameters_text import parameters_text
 from dreamforge.images.reading import ReadMetadata
 from dreamforge.jobs.schedulers import SCHEDULERS
 from dreamforge.models.descriptor import SizeRange, sdxl_schema
-from tests.unit.manifests import FOX, HASH, MANIFESTS
+from tests.unit.manifests import FOX, HASH, LORA_HASH, MANIFESTS
 
 _NOW = datetime(2026, 11, 25, tzinfo=UTC)
 _SCHEMA = sdxl_schema(size=SizeRange(least=64, most=2048, default=1024), default_steps=30)
@@ -38,6 +38,14 @@ def a_model(name: str = "sdxl", *, sha256: str | None = HASH, version: str = "1"
 
 SDXL = a_model()
 DEFAULT = a_model("other", sha256="ff" * 32, default=True)
+OTHER_BYTES = a_model(sha256="ee" * 32)
+NEWER = a_model(version="2", created_at=_NOW + timedelta(days=1))
+GRAIN = a_model("grain", sha256=LORA_HASH, kind="lora", capabilities=[])
+SMOOTH = a_model("smooth", sha256="5f" * 32, kind="vae", capabilities=[])
+
+
+def replace_model(model: Model, **changes: Any) -> Model:
+    return model.model_copy(update=changes)
 
 
 def _read(manifest: Manifest | None = None, parameters: str | None = None) -> ReadMetadata:
@@ -97,14 +105,21 @@ def test_where_nothing_is_known_of_the_model_the_service_judges() -> None:
     ("read", "models", "wanted", "model", "note"),
     [
         (_of_model(), [SDXL], None, "sdxl@1", None),
-        (_of_model(version=None), [SDXL], None, "sdxl", None),
+        (_of_model(version=None), [SDXL], None, "sdxl@1", None),
         (_of_model(sha256=None), [SDXL], None, "sdxl@1", None),
         (_of_model(sha256="ee" * 32), [SDXL], None, "sdxl@1", "sdxl@1 is not the model that the file was made with"),
         (_of_model("renamed"), [SDXL], None, "sdxl@1", "renamed@1 is called sdxl@1 here"),
         (_of_model(version="2"), [SDXL], None, "sdxl@1", "sdxl@2 is called sdxl@1 here"),
         (_of_model(), [SDXL, DEFAULT], "other", "other", "other is not the model that the file was made with"),
         (_of_model(), [SDXL, DEFAULT], "sdxl", "sdxl", None),
-        (_of_model(), [a_model(sha256="ee" * 32), a_model(version="2")], "sdxl", "sdxl", None),
+        (_of_model(), [OTHER_BYTES, NEWER], "sdxl", "sdxl", None),
+        (_of_model(), [OTHER_BYTES, NEWER], None, "sdxl@2", "sdxl@1 is called sdxl@2 here"),
+        (_of_model(version=None), [OTHER_BYTES, NEWER], None, "sdxl@2", None),
+        (_of_model(version=None, sha256=None), [SDXL, NEWER], None, "sdxl@2", None),
+        (_of_model(version=None, sha256=None), [SDXL, replace_model(NEWER, installed=False)], None, "sdxl@1", None),
+        (_of_model("renamed"), [replace_model(NEWER, enabled=False), SDXL], None, "sdxl@1", "is called sdxl@1 here"),
+        (_of_model("renamed"), [replace_model(NEWER, kind="lora"), SDXL], None, "sdxl@1", "is called sdxl@1 here"),
+        (_of_model(), [replace_model(SDXL, installed=False)], None, "sdxl@1", None),
         (_of_model(), [SDXL], "nobody", "nobody", None),
         (_read(replace(FOX, model=None)), [SDXL], None, None, None),
     ],
@@ -119,7 +134,7 @@ def test_the_model_is_the_named_one_or_the_same_by_another_name(
 
 def test_a_foreign_text_is_understood_as_far_as_it_goes() -> None:
     call = _call(_read(parameters=FOREIGN))
-    assert (call.prompt, call.model) == ("a fox", "sdxl")
+    assert (call.prompt, call.model) == ("a fox", "sdxl@1")
     assert call.params == {
         "negative_prompt": "fog",
         "steps": 20,
@@ -129,7 +144,118 @@ def test_a_foreign_text_is_understood_as_far_as_it_goes() -> None:
         "height": 1216,
         "scheduler": "dpmpp_2m_karras",
     }
-    assert call.notes == ("loras is left out: the model does not know it.",)
+    assert call.notes == ("Without the LoRA grain, which is not here.",)
+
+
+@pytest.mark.parametrize(
+    ("others", "loras", "notes"),
+    [
+        ([GRAIN], [{"id": "grain@1", "weight": 0.6}], ()),
+        ([replace_model(GRAIN, version="2", installed=False), GRAIN], [{"id": "grain@1", "weight": 0.6}], ()),
+        ([replace_model(GRAIN, installed=False)], None, ("Without the LoRA grain, which is not here.",)),
+        ([replace_model(GRAIN, enabled=False)], None, ("Without the LoRA grain, which is not here.",)),
+        ([replace_model(GRAIN, kind="vae")], None, ("Without the LoRA grain, which is not here.",)),
+    ],
+)  # fmt: skip
+def test_a_foreign_texts_lora_is_taken_where_one_of_its_name_is_here(
+    others: list[Model], loras: list[dict[str, Any]] | None, notes: tuple[str, ...]
+) -> None:
+    call = _call(_read(parameters=FOREIGN), SDXL, *others)
+    assert (call.params.get("loras"), call.notes) == (loras, notes)
+
+
+@pytest.mark.parametrize(
+    ("hashes", "lora", "notes"),
+    [
+        (f'{{"lora:grain":"{LORA_HASH[:10]}"}}', "film@1", ("grain is called film@1 here.",)),
+        ('{"lora:grain":3}', None, ("Without the LoRA grain, which is not here.",)),
+        ("[" * 5000, None, ("Without the LoRA grain, which is not here.",)),
+    ],
+    ids=["hash", "number", "nested"],
+)
+def test_a_foreign_texts_lora_is_found_by_its_short_hash_too(hashes: str, lora: str | None, notes: Any) -> None:
+    call = _call(_read(parameters=f"{FOREIGN}, Hashes: {hashes}"), SDXL, replace_model(GRAIN, name="film"))
+    assert call.params.get("loras") == ([{"id": lora, "weight": 0.6}] if lora else None)
+    assert call.notes == notes
+
+
+def test_a_foreign_texts_lora_is_taken_once() -> None:
+    text = FOREIGN.replace("<lora:grain:0.6>", "<lora:grain:0.6> <lora:grain:0.9> <lora:grain@1:1>")
+    call = _call(_read(parameters=text), SDXL, GRAIN)
+    assert call.params["loras"] == [{"id": "grain@1", "weight": 0.6}]
+    assert call.notes == (
+        "The LoRA grain is named more than once: the first weight counts.",
+        "The LoRA grain@1 is named more than once: the first weight counts.",
+    )
+
+
+def _with_companions(*, grain: str | None = LORA_HASH, smooth: str | None = "5f" * 32, **params: Any) -> ReadMetadata:
+    made = replace(
+        FOX,
+        params=FOX.params | {"loras": [{"id": "grain@1", "weight": 0.6}], "vae": "smooth@1"} | params,
+        loras=(ManifestLora("grain", 0.6, grain, version="1"),),
+        vae=ManifestVae("smooth", smooth, version="1"),
+        model=ManifestModel("sdxl", version="1", sha256=HASH),
+    )
+    return _read(made)
+
+
+@pytest.mark.parametrize(
+    ("read", "others", "lora", "vae", "notes"),
+    [
+        (_with_companions(), [GRAIN, SMOOTH], "grain@1", "smooth@1", ()),
+        (_with_companions(grain=None, smooth=None), [GRAIN, SMOOTH], "grain@1", "smooth@1", ()),
+        (_with_companions(grain="ee" * 32, smooth="ee" * 32), [GRAIN, SMOOTH], "grain@1", "smooth@1",
+         ("grain@1 is not the LoRA that the file was made with: its hash is another. Images may differ.",
+          "smooth@1 is not the VAE that the file was made with: its hash is another. Images may differ.")),
+        (_with_companions(), [replace_model(GRAIN, name="film"), replace_model(SMOOTH, name="clear")],
+         "film@1", "clear@1", ("grain@1 is called film@1 here.", "smooth@1 is called clear@1 here.")),
+        (_with_companions(), [replace_model(GRAIN, installed=False), replace_model(SMOOTH, enabled=False)], None, None,
+         ("Without the LoRA grain@1, which is not here.", "Without the VAE smooth@1, which is not here.")),
+        (_with_companions(), [replace_model(GRAIN, kind="vae"), replace_model(SMOOTH, kind="lora")], None, None,
+         ("Without the LoRA grain@1, which is not here.", "Without the VAE smooth@1, which is not here.")),
+        (_with_companions(loras=None, vae=None), [GRAIN, SMOOTH], "grain@1", "smooth@1", ()),
+    ],
+)  # fmt: skip
+def test_loras_and_vae_are_the_named_ones_or_the_same_by_another_name_or_left_out(
+    read: ReadMetadata, others: list[Model], lora: str | None, vae: str | None, notes: tuple[str, ...]
+) -> None:
+    call = _call(read, SDXL, *others)
+    assert call.params.get("loras") == ([{"id": lora, "weight": 0.6}] if lora else None)
+    assert call.params.get("vae") == vae
+    assert call.notes == notes
+
+
+@pytest.mark.parametrize("given", ["grain", {"id": "grain"}, [3], [{"weight": 1}], [{"id": 3}]])
+def test_loras_that_are_none_are_left_out_as_the_schema_says(given: object) -> None:
+    call = _call(_with_companions(loras=given, vae=["smooth"]), SDXL, GRAIN, SMOOTH)
+    assert not {"loras", "vae"} & call.params.keys()
+    assert len([note for note in call.notes if note.startswith(("loras is left out", "vae is left out"))]) == 2
+
+
+def test_what_a_job_does_not_ask_for_and_what_moves_pixels_is_told() -> None:
+    made = replace(FOX, model=None, batch_size=4, memory_savings=("vae_tiling", "vae_slicing"), rung=2)
+    assert _call(_read(made)).notes == (
+        "It was drawn in a batch of 4: in another, pixels may differ by rounding.",
+        "It was drawn with less memory (vae tiling, vae slicing): without that, pixels may differ by rounding.",
+    )
+
+
+def test_what_the_preset_asks_for_again_is_not_told() -> None:
+    made = replace(
+        FOX,
+        params=FOX.params | {"preset": "low_vram"}, preset=ManifestPreset("low_vram", 1), model=None, batch_size=1,
+        memory_savings=("vae_tiling", "vae_slicing", "model_offload"), rung=3,
+    )  # fmt: skip
+    assert _call(_read(made)).notes == ()
+
+
+def test_the_schema_is_that_of_the_version_that_is_taken() -> None:
+    older = replace_model(SDXL, parameters_schema=sdxl_schema(
+        size=SizeRange(least=64, most=128, default=64), default_steps=3
+    ))  # fmt: skip
+    call = _call(_of_model(version=None), older, NEWER, model="sdxl")
+    assert (call.params["width"], call.notes) == (1024, ())
 
 
 @pytest.mark.parametrize(
@@ -137,7 +263,7 @@ def test_a_foreign_text_is_understood_as_far_as_it_goes() -> None:
     [
         ("Model hash: 31e35c80fc, Model: sd_xl_base", "sdxl@1", "sd_xl_base is called sdxl@1 here."),
         ("Model hash: 31e35c80fc", "sdxl@1", None),
-        ("Model hash: 0000000000, Model: sdxl", "sdxl", "sdxl is not the model that the file was made with"),
+        ("Model hash: 0000000000, Model: sdxl", "sdxl@1", "sdxl@1 is not the model that the file was made with"),
         ("Model hash: 0000000000, Model: gone", None, "The model gone is not here: the default one is used."),
         ("Model hash: 0000000000", None, "The model 0000000000 is not here: the default one is used."),
         ("CFG scale: 5", None, "The file names no model: the default one is used."),
@@ -188,7 +314,7 @@ def test_a_prompt_alone_is_enough() -> None:
     assert (call.prompt, call.params) == ("a fox in fog", {"negative_prompt": ""})
 
 
-@pytest.mark.parametrize("value", ["nan", "inf", "1" * 5000, "x", ""])
+@pytest.mark.parametrize("value", ["nan", "inf", "1" * 400, "1" * 5000, "x", ""])
 def test_a_number_that_is_none_is_left_to_the_model(value: str) -> None:
     call = _call(_read(parameters=f"a fox\nSteps: 20, Seed: {value}, CFG scale: {value}, Size: 64x64"))
     json.dumps(call.params, allow_nan=False)
@@ -207,3 +333,9 @@ def test_our_own_text_gives_the_same_call_as_the_manifest_but_for_blanks(made: M
 @given(st.text())
 def test_any_text_gives_a_call(text: str) -> None:
     assert isinstance(call_of(_read(parameters=text), [SDXL, DEFAULT]), ImageCall)
+
+
+def test_a_name_means_the_checkpoint_where_a_lora_has_it_too() -> None:
+    lora = a_model("sdxl", version="2", kind="lora", capabilities=[], parameters_schema={}, sha256="ee" * 32)
+    call = _call(_of_model(), SDXL, lora, model="sdxl")
+    assert (call.params["seed"], call.notes) == (42, ())

@@ -70,12 +70,22 @@ def test_what_the_first_versions_wrote_side_by_side_is_understood() -> None:
     "other",
     ["[1]", "3", '"x"', "null", "", "{", "{}", '{"a": 1}', '{"schema": 1, "seed": NaN}', '{"schema": 1, "params": []}',
      '{"schema": 1, "model": {"version": "1"}}', "[" * 100_000, '{"schema": 1, "seed": 1' + "0" * 5000 + "}",
-     '{"job_id": "x", "model": {}}'],
+     '{"job_id": "x", "model": {}}', '{"schema": 1, "params": {"steps": 1e999}}',
+     '{"schema": 1, "params": {"prompt": ' + "[" * 450 + "]" * 450 + "}}",
+     '{"schema": 1, "loras": [{"name": "x", "weight": "Infinity"}]}',
+     '{"schema": 1, "loras": [{"name": "x", "weight": 1' + "0" * 400 + "}]}"],
 )  # fmt: skip
 def test_what_is_no_manifest_is_none(other: str) -> None:
     assert read_manifest(other) is None
 
 
+def test_what_no_text_may_hold_is_replaced() -> None:
+    read = read_manifest('{"schema": 1, "params": {"prompt": "a \\ud800 fox\\u0000"}, "device": "\\udfff"}')
+    assert read is not None
+    assert (read.params, read.device) == ({"prompt": "a \ufffd fox\ufffd"}, "\ufffd")
+
+
 @given(st.dictionaries(st.sampled_from(_NAMES), _JSON) | _JSON)
 def test_anything_is_a_manifest_or_none(content: Any) -> None:
-    assert isinstance(read_manifest(json.dumps(content)), Manifest | None)
+    read = read_manifest(json.dumps(content))
+    assert read is None or json.dumps(read.as_json(), allow_nan=False, ensure_ascii=False).encode()

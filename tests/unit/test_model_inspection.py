@@ -15,10 +15,11 @@ from dreamforge.errors import InvalidRequest, ModelCorrupt, ModelIncompatible
 from dreamforge.models.description import describe
 from dreamforge.models.files import checkpoint_hash, hash_folder
 from dreamforge.models.inspection import inspect
-from dreamforge.models.safetensors_header import read_header
+from dreamforge.models.safetensors_header import LENGTH_BYTES, LONGEST_HEADER, read_header
 from dreamforge.models.weights import Kind
 from tests import weights
 
+SCHEDULER = "scheduler/scheduler_config.json"
 UNET = {
     "down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k.weight": (8, 64),
     "conv_in.weight": (8, 4, 3, 3),
@@ -35,14 +36,18 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     },
+    "scheduler/scheduler_config.json": {"prediction_type": "epsilon", "timestep_spacing": "leading"},
+    "tokenizer/tokenizer.json": {},
+    "tokenizer_2/vocab.json": {},
+    "tokenizer_2/merges.txt": {},
     "unet/config.json": {"cross_attention_dim": 64, "in_channels": 4, "sample_size": 8},
     "vae/config.json": {"latent_channels": 4, "scaling_factor": 0.13025, "block_out_channels": [32, 32, 32, 32]},
 }
 PARTS: dict[str, weights.Shapes] = {
     "unet/diffusion_pytorch_model.safetensors": UNET,
     "vae/diffusion_pytorch_model.safetensors": VAE,
-    "text_encoder/model.safetensors": {"text_model.final_layer_norm.weight": (8,)},
-    "text_encoder_2/model.safetensors": {"text_model.final_layer_norm.weight": (8,)},
+    "text_encoder/model.safetensors": weights.text_encoder(),
+    "text_encoder_2/model.safetensors": weights.text_encoder(pooled=True),
 }
 
 
@@ -124,8 +129,14 @@ def test_a_lora_is_known_by_its_tensors_too(tmp_path: Path) -> None:
 
 
 def test_tensors_that_begin_behind_the_first_read_are_hashed_whole(tmp_path: Path) -> None:
-    metadata = {"ss_tag_frequency": "x" * 5_000_000}
-    path = weights.write(tmp_path / "x.safetensors", weights.kohya_lora(), metadata=metadata, fill=b"weights")
+    path = tmp_path / "x.safetensors"
+
+    def begins(tags: int) -> int:
+        metadata = {"ss_tag_frequency": "x" * tags}
+        return read_header(weights.write(path, weights.kohya_lora(), metadata=metadata, fill=b"weights")).data_offset
+
+    # The longest header there may be, and its length in front.
+    assert begins(LONGEST_HEADER + LENGTH_BYTES - begins(0)) == LONGEST_HEADER + LENGTH_BYTES
     data = path.read_bytes()[read_header(path).data_offset :]
     assert inspect(path).metadata["tensor_hash"] == hashlib.sha256(data).hexdigest()
 
@@ -212,12 +223,49 @@ def test_another_family_s_folder_is_told_apart(folder: Path) -> None:
         (lambda folder: _change(folder / "unet" / "config.json", cross_attention_dim="64"), "config"),
         (lambda folder: _change(folder / "vae" / "config.json", block_out_channels=[1] * 99), "config"),
         (lambda folder: shutil.rmtree(folder / "text_encoder_2"), "missing"),
+        (lambda folder: shutil.rmtree(folder / "tokenizer"), "missing"),
+        (lambda folder: (folder / "tokenizer_2" / "merges.txt").unlink(), "missing"),
+        (lambda folder: shutil.rmtree(folder / "scheduler"), "config"),
+        (lambda folder: _change(folder / SCHEDULER, prediction_type="guess"), "config"),
+        (lambda folder: _change(folder / SCHEDULER, prediction_type="sample"), "config"),
+        (lambda folder: _change(folder / SCHEDULER, beta_schedule="cubic"), "config"),
+        (lambda folder: _change(folder / SCHEDULER, timestep_spacing=["leading"]), "config"),
+        (lambda folder: weights.write(folder / "text_encoder" / "model.safetensors", VAE), "other_weights"),
+        (
+            lambda folder: weights.write(folder / "text_encoder_2" / "model.safetensors", weights.text_encoder()),
+            "other_weights",
+        ),
         (lambda folder: os.truncate(folder / "vae" / "diffusion_pytorch_model.safetensors", 600), "truncated"),
     ],
 )
 def test_a_broken_folder_is_refused(folder: Path, change: Callable[[Path], object], reason: str) -> None:
     change(folder)
     assert _reason(folder) == reason
+
+
+@pytest.mark.parametrize("values", [{}, {"prediction_type": "v_prediction"}, {"timestep_spacing": None}])
+def test_a_scheduler_says_what_it_likes_of_what_is_known(folder: Path, values: dict[str, str | None]) -> None:
+    (folder / SCHEDULER).write_text(json.dumps(values))
+    weights.write(folder / "text_encoder" / "model.safetensors", weights.text_encoder(prefix=""))
+    assert inspect(folder).kind == "checkpoint"
+
+
+def test_what_a_scheduler_says_is_told(folder: Path) -> None:
+    _change(folder / SCHEDULER, prediction_type="guess")
+    with pytest.raises(ModelCorrupt, match="has a prediction_type of 'guess'; epsilon, v_prediction can be"):
+        inspect(folder)
+
+
+def test_a_scheduler_of_another_kind_of_noise_is_another_model_s(folder: Path) -> None:
+    _change(folder / SCHEDULER, _class_name="EDMDPMSolverMultistepScheduler")
+    with pytest.raises(ModelIncompatible, match="another kind of noise"):
+        inspect(folder)
+
+
+@pytest.mark.parametrize("factor", ["NaN", "-Infinity", "1e999", "9" * 400, "0", "-1", "100", "true", '"1"', "null"])
+def test_a_scaling_factor_is_a_number_that_can_be_kept(folder: Path, factor: str) -> None:
+    (folder / "vae" / "config.json").write_text(f'{{"latent_channels": 4, "scaling_factor": {factor}}}')
+    assert _reason(folder) == _reason(folder / "vae") == "config"
 
 
 def test_links_are_followed_and_what_is_no_file_is_refused(folder: Path, tmp_path: Path) -> None:

@@ -38,6 +38,12 @@ def _control(name: str, rule: dict[str, Any]) -> str:
             assert hints["step"] > 0
             assert types[0] in {"integer", "number"}
             return f"{label} {rule['minimum']}..{rule['maximum']} by {hints['step']}{hints.get('unit', '')}, {start!r}"
+        case "model":
+            return f"{label} one of the models of kind {hints['kind']}, {start!r}"
+        case "models":
+            rules = rule["items"]["properties"]
+            ranges = f"{rules['weight']['minimum']}..{rules['weight']['maximum']}"
+            return f"{label} up to {rule['maxItems']} models of kind {hints['kind']}, {ranges} of each, {start!r}"
         case other:
             raise AssertionError(other)
 
@@ -74,10 +80,20 @@ def test_defaults_fill_what_was_left_out() -> None:
         "guidance_scale": 6.5,
         "scheduler": "euler",
         "seed": None,
+        "loras": [],
+        "vae": None,
         "format": "png",
         "quality": 90,
         "preset": "balanced",
     }
+
+
+@pytest.mark.parametrize(
+    ("given", "steps"),
+    [({}, 4), ({"preset": "fast"}, 20), ({"preset": "quality"}, 50), ({"preset": "fast", "steps": 7}, 7)],
+)
+def test_a_preset_gives_steps_where_the_caller_names_none(given: dict[str, Any], steps: int) -> None:
+    assert resolve_parameters({"prompt": "a fox", **given}, SCHEMA)["steps"] == steps
 
 
 @pytest.mark.parametrize(

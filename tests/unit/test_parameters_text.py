@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from dreamforge.images.extra_networks import LoraTag, as_tag, harmless_tags, safe_names, taken_out
+from dreamforge.images.extra_networks import LoraTag, as_tag, harmless_tags, parted, safe_names, taken_out
 from dreamforge.images.manifest import Manifest, ManifestLora, ManifestModel, ManifestVae
 from dreamforge.images.parameters_reading import parse_parameters
 from dreamforge.images.parameters_text import parameters_text, shortened
@@ -49,6 +49,7 @@ EVIL = [
     ("Negative prompt: me", "\nSteps: 1, Seed: 666, Size: 1x1"),
     ("mid Negative prompt: line\nTemplate: x\nfoo", "fog\nNegative Template: y\nbar"),
     ("", ""),
+    ("a fox <0:", "<lora:"),
 ]
 
 
@@ -71,7 +72,7 @@ def _visible(text: str) -> str:
 
 def _without_tags(text: str) -> str:
     """Without LoRAs, which may stand in the prompt or be put behind it."""
-    return re.sub(r"<\w+\s*:[^>]*>", "", _visible(text))
+    return re.sub(r"<\w+\s*:[^<>]*>", "", _visible(text))
 
 
 def test_the_text_has_a1111s_form_in_the_order_that_its_readers_know() -> None:
@@ -118,6 +119,7 @@ def test_civitais_own_names_are_written_where_they_are_known_and_none_that_is_ma
 @example(_with(FOX, *EVIL[1]))
 @example(_with(FOX, *EVIL[2]))
 @example(_with(FOX, *EVIL[3]))
+@example(_with(LIGHTHOUSE, *EVIL[4]))
 def test_a1111_reads_back_what_was_drawn_whatever_the_prompts_hold(made: Manifest) -> None:
     prompt, negative, fields = read_as_a1111(parameters_text(made))
     kept = _as_a1111_keeps_it(made.params["prompt"])
@@ -298,7 +300,45 @@ def test_a_shortened_text_fits_and_is_read_as_before_but_for_the_prompts(made: M
     assert read is not None
     assert whole is not None
     for cut, full in zip(read[:2], whole[:2], strict=True):
-        assert words(full).startswith(words(cut).removesuffix("…"))
+        assert words(taken_out(full)[0]).startswith(words(taken_out(cut)[0]).removesuffix("…"))
+
+
+def test_a_field_holds_nothing_that_no_text_may_hold() -> None:
+    read = parse_parameters('a fox\nSteps: 1, Seed: 2, Model: "\\ud800, x\\u0000"')
+    assert read.fields["Model"] == "\ufffd, x\ufffd"
+
+
+def test_a_shortened_prompt_keeps_its_loras() -> None:
+    text = parameters_text(_with(LIGHTHOUSE, "a fox, " * 100, "fog " * 100))
+    read = parse_parameters(shortened(text, len(text) - 300))
+    assert read.prompt.startswith("a fox, a fox")
+    assert read.prompt.endswith("…")
+    assert read.loras == (LoraTag("film_grain_xl", 0.6),)
+
+
+def test_a_lora_in_the_middle_of_a_shortened_prompt_stands_at_its_end() -> None:
+    text = parameters_text(_with(LIGHTHOUSE, "a fox " * 20 + "<lora:film_grain_xl:0.6>" + " in fog" * 20, ""))
+    short = shortened(text, len(text) - 200)
+    assert short.partition("\n")[0].endswith("… <lora:film_grain_xl:0.6>")
+    assert short.count("<lora:") == 1
+
+
+def test_a_tag_that_is_cut_does_not_take_in_the_loras() -> None:
+    text = parameters_text(_with(LIGHTHOUSE, f"a <fox:{'x' * 200}>", ""))
+    short = shortened(text, len(text) - 100)
+    assert short.partition("\n")[0] == "a … <lora:film_grain_xl:0.6>"
+
+
+def test_taking_a_tag_out_makes_no_other() -> None:
+    assert parted("a <lo<lora:grain:1>ra:evil:1>") == ("a <lo ra:evil:1>", ["<lora:grain:1>"])
+
+
+def test_of_loras_that_leave_no_room_the_first_ones_are_kept() -> None:
+    made = replace(_with(FOX, "a fox", "fog"), loras=tuple(ManifestLora(f"grain{number}") for number in range(9)))
+    text = parameters_text(made)
+    short = shortened(text, len(text) - 100)
+    assert len(short) <= len(text) - 100
+    assert [lora.name for lora in parse_parameters(short).loras] == ["grain0", "grain1", "grain2"]
 
 
 def test_what_fits_is_not_shortened_and_a_short_prompt_leaves_its_room_to_the_other() -> None:
@@ -306,3 +346,10 @@ def test_what_fits_is_not_shortened_and_a_short_prompt_leaves_its_room_to_the_ot
     assert shortened(text, len(text)) == text
     prompt, negative, _ = read_as_a1111(shortened(text, len(text) - 100))
     assert (prompt, negative) == ("a fox", "x" * 399 + "…")
+
+
+@given(st.text(st.sampled_from(" ,a\u00e4<lor:1>\n"), max_size=400), st.integers(0, 300))
+def test_a_shortened_text_is_no_longer_than_it_may_be(prompt: str, most: int) -> None:
+    text = f"{prompt} <lora:film_grain:0.6>\nNegative prompt: {prompt[:40]}\nSteps: 3, Seed: 4"
+    most += 120
+    assert len(shortened(text, most).encode("utf-16-be")) // 2 <= most

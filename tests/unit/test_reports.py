@@ -18,7 +18,7 @@ def _word(code: str, **values: Any) -> StepFailed:
     return StepFailed(code=code, **{**fields, **values})
 
 
-@pytest.mark.parametrize("code", ["oom", "model_corrupt", "gpu_error", "internal"])
+@pytest.mark.parametrize("code", ["oom", "model_corrupt", "model_incompatible", "gpu_error", "internal"])
 def test_its_own_failures_are_taken_as_they_are(code: str) -> None:
     failure = reported_failure(_word(code), was_told_to_stop=False)
     assert (failure.code, failure.message, failure.details, failure.suggestions) == (

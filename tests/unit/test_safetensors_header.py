@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from safetensors import SafetensorError, safe_open
 
 from dreamforge.errors import ModelCorrupt
-from dreamforge.models.safetensors_header import LONGEST_HEADER, MOST_TENSORS, read_header
+from dreamforge.models.safetensors_header import MOST_TENSORS, read_header
 from tests import weights
 
 SHAPES = {"b": (2, 3), "a": (4,), "scalar": (), "nothing": (0, 7)}
@@ -138,7 +138,14 @@ def test_a_header_is_bounded(tmp_path: Path) -> None:
     with path.open("r+b") as stream:
         stream.truncate(200 * 1000 * 1000)
     assert _reason(path) == "header_too_large"
-    assert _reason(_file(tmp_path, b'{"a": 1}', length=LONGEST_HEADER + 0x80)) == "header_too_large"
+    with pytest.raises(ModelCorrupt, match="its header has 16777344 bytes; 16 MiB are allowed"):
+        read_header(_file(tmp_path, b'{"a": 1}', length=16 * 1024**2 + 0x80))
+    assert _reason(_file(tmp_path, b'{"a": [' + b"[]," * 4 * 1024**2 + b"[]]}")) == "too_many_tensors"
+    told = {
+        "__metadata__": {"ss_tag_frequency": json.dumps({"a": {"tag, " * 9: 1}}) * 90_000},
+        "a": _entry(0, 0, shape=[0]),
+    }
+    assert read_header(_file(tmp_path, told)).tensors.keys() == {"a"}
     entries = {str(index): _entry(0, 0, shape=[0]) for index in range(MOST_TENSORS + 1)}
     assert _reason(_file(tmp_path, entries)) == "too_many_tensors"
     del entries["0"]
@@ -156,7 +163,7 @@ def _zipped() -> bytes:
     ("content", "reason", "words"),
     [
         (_zipped(), "pickle", "save_pretrained"),
-        (pickle.dumps({"state_dict": {}}, protocol=2), "pickle", "is never loaded here"),
+        (pickle.dumps({"state_dict": {}}, protocol=2), "pickle", "never loaded here"),
         (b"GGUF\x03\0\0\0\0", "gguf", "GGUF"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", "lfs_pointer", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "web_page", "the download went wrong"),

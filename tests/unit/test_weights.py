@@ -17,6 +17,11 @@ def _weights(path: Path, expected: Expected | None = None) -> Weights:
     return weights_of(read_header(path), name=path.name, expected=expected or Expected())
 
 
+def _pair(name: str) -> dict[str, tuple[int, ...]]:
+    """Both sides of a LoRA's layer; its name has a gap for `down` and `up`."""
+    return {name.format("down"): (4, 2048), name.format("up"): (8, 4)}
+
+
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
     """A file of no content yet."""
@@ -109,11 +114,12 @@ def test_another_model_s_vae_is_refused(path: Path) -> None:
     [
         weights.kohya_lora(),
         weights.peft_lora(),
-        {"unet.down_blocks.1.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora.down.weight": (4, 2048)},
-        {"unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v.lora_linear_layer.down.weight": (4, 2048)},
-        weights.kohya_lora() | {"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (4, 768)},
+        _pair("unet.mid_block.attentions.0.transformer_blocks.0.attn2.processor.to_k_lora.{}.weight"),
+        _pair("unet.mid_block.attentions.0.transformer_blocks.0.attn2.to_v.lora.{}.weight"),
+        weights.peft_lora() | _pair("text_encoder.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.{}.weight"),
+        weights.kohya_lora() | _pair("lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_{}.weight"),
     ],
-    ids=["kohya", "peft", "attention processors", "linear layers", "with a text encoder"],
+    ids=["kohya", "peft", "attention processors", "old names", "linear layers", "with a text encoder"],
 )
 def test_a_lora_is_one_under_every_name(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
     found = _weights(weights.write(path, shapes, dtype="BF16"))
@@ -124,9 +130,12 @@ def test_a_lora_is_one_under_every_name(path: Path, shapes: dict[str, tuple[int,
 @pytest.mark.parametrize(
     ("shapes", "metadata"),
     [
-        ({"lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": (4, 1280)}, None),
-        ({"text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_A.weight": (4, 1280)}, None),
-        ({"lora_unet_mid_block_resnets_0_conv1.lora_down.weight": (4, 9)}, {"ss_base_model_version": "sdxl_base_v1-0"}),
+        (_pair("lora_te2_text_model_encoder_layers_0_mlp_fc1.lora_{}.weight"), None),
+        (_pair("text_encoder_2.text_model.encoder.layers.0.mlp.fc1.lora_linear_layer.{}.weight"), None),
+        (
+            _pair("lora_unet_mid_block_resnets_0_conv1.lora_{}.weight"),
+            {"ss_base_model_version": "sdxl_base_v1-0"},
+        ),
     ],
 )
 def test_a_lora_without_cross_attention_is_told_by_other_means(
@@ -151,6 +160,8 @@ def test_a_lora_without_cross_attention_is_told_by_other_means(
         ({f"{LAYER}.oft_blocks": (8, 4)}, "is an OFT; only LoRAs"),
         (weights.kohya_lora() | {f"{LAYER}.dora_scale": (8, 1)}, "is a DoRA; only LoRAs"),
         (weights.peft_lora() | {"unet.attn2.to_k.lora_magnitude_vector": (8,)}, "is a DoRA; only LoRAs"),
+        (weights.kohya_lora() | {f"{LAYER}.diff_b": (8,)}, rf"cannot be loaded for its '{LAYER}\.diff_b'; kohya's"),
+        ({f"{LAYER}.lora_down.weight": (4, 2048)}, f"cannot be loaded for its '{LAYER}'; kohya's LoRAs and diffusers'"),
     ],
 )
 def test_a_lora_that_cannot_be_drawn_with_is_told_why(
