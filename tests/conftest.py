@@ -212,8 +212,20 @@ def _make_template(server: Database) -> None:
     migrate.upgrade(server.url(_TEMPLATE))
 
 
+def _connected(server: Database) -> psycopg.Connection:
+    try:
+        return psycopg.connect(server.url("postgres"), autocommit=True)
+    except psycopg.OperationalError:
+        if not isinstance(server, Postgres):
+            raise
+        # One that has died takes its module along, and no other.
+        server.start()
+        server.wait_ready()
+        return psycopg.connect(server.url("postgres"), autocommit=True)
+
+
 def _create(server: Database, name: str, template: str) -> str:
-    with psycopg.connect(server.url("postgres"), autocommit=True) as connection:
+    with _connected(server) as connection:
         statement = sql.SQL("CREATE DATABASE {} TEMPLATE {}")
         connection.execute(statement.format(sql.Identifier(name), sql.Identifier(template)))
     return server.url(name)

@@ -1,8 +1,13 @@
 """Ports on loopback."""
 
+import contextlib
 import errno
+import os
 import random
 import socket
+import tempfile
+import time
+from pathlib import Path
 
 from dreamforge.embedded.trouble import StackError
 
@@ -12,12 +17,14 @@ LOOPBACK = "127.0.0.1"
 # is free now is not taken by one of them before its server binds it.
 _RANGE = range(20_000, 30_000)
 _given: set[int] = set()
+_RESERVED_SECONDS = 300.0
+"""How long a server may take to bind a port that was found for it."""
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, and that this process has not been given before."""
+    """A port that nobody listens on now, that this process has not been given before, and no other one just now."""
     for port in random.sample(_RANGE, len(_RANGE)):
-        if port not in _given and _is_free(port):
+        if port not in _given and _is_free(port) and _reserve(port):
             _given.add(port)
             return port
     raise StackError(f"No port from {_RANGE.start} to {_RANGE.stop - 1} is free.")
@@ -35,6 +42,20 @@ def require_free(port: int, *, what: str, setting: str, host: str = LOOPBACK) ->
         raise StackError(
             f"Port {port}, for {what}, is taken ({error.strerror}). Set {setting} to another one."
         ) from error
+
+
+def _reserve(port: int) -> bool:
+    """Tell this user's other processes that it is taken; False when one of them was first."""
+    note = Path(tempfile.gettempdir()) / f"dreamforge-ports-{os.getuid()}" / str(port)
+    # Without such a folder there is the chance that two find the same one.
+    with contextlib.suppress(OSError):
+        note.parent.mkdir(mode=0o700, exist_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            age = time.time() - note.stat().st_mtime
+            if age < _RESERVED_SECONDS and note.read_text() != str(os.getpid()):
+                return False
+        note.write_text(str(os.getpid()))
+    return True
 
 
 def _is_free(port: int) -> bool:

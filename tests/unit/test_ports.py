@@ -1,6 +1,8 @@
 """Ports for servers on loopback."""
 
 import socket
+import subprocess
+import sys
 
 import pytest
 
@@ -34,3 +36,14 @@ def test_a_port_with_a_listener_is_neither_given_nor_free(monkeypatch: pytest.Mo
             require_free(port, what="the test", setting="THAT")
     assert free_port() == port
     require_free(port, what="the test", setting="THAT")
+
+
+def test_a_port_that_was_given_to_another_process_a_moment_ago_is_left_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    ask = "from dreamforge.embedded import ports; print(ports.free_port())"
+    other = int(subprocess.run([sys.executable, "-c", ask], check=True, capture_output=True, text=True).stdout)
+    monkeypatch.setattr(ports, "_RANGE", range(other, other + 1))
+    monkeypatch.setattr(ports, "_given", set())
+    with pytest.raises(StackError):
+        free_port()
+    monkeypatch.setattr(ports, "_RESERVED_SECONDS", 0.0)
+    assert free_port() == other
