@@ -219,6 +219,7 @@ def _connected(server: Database) -> psycopg.Connection:
         if not isinstance(server, Postgres):
             raise
         # One that has died takes its module along, and no other.
+        server.stop()
         server.start()
         server.wait_ready()
         return psycopg.connect(server.url("postgres"), autocommit=True)
