@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import ray
@@ -14,6 +15,7 @@ from dreamforge.api.app import create_app
 from dreamforge.api.state import ApiState
 from dreamforge.api.tail import StreamRules
 from dreamforge.embedded.object_store import ObjectStore
+from dreamforge.jobs.frames import PrepareStep
 from dreamforge.queue import connect
 from dreamforge.store.engine import open_engine
 from dreamforge.store.models import NewModel
@@ -22,6 +24,9 @@ from tests.integration.dispatching import Dispatching
 from tests.integration.door import api_state
 from tests.integration.factories import Jobs, a_model
 from tests.integration.live_api import FAST, LiveApi, MakeApi
+
+if TYPE_CHECKING:
+    from tests.integration.checkpoints import Pixels
 
 
 @pytest.fixture(scope="session")
@@ -112,3 +117,27 @@ def service(engine: Engine, database_url: str, redis_url: str) -> Iterator[Dispa
     service = Dispatching(engine=engine, database_url=database_url, redis_url=redis_url)
     yield service
     service.stop()
+
+
+@pytest.fixture(scope="module")
+def call(tiny_model: Path) -> PrepareStep:
+    """What a runner is told to draw with the tiny model as a folder."""
+    from tests.integration.checkpoints import of_folder  # noqa: PLC0415 - torch, only where it is needed
+
+    return of_folder(tiny_model)
+
+
+@pytest.fixture(scope="module")
+def file_call(call: PrepareStep, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareStep:
+    """The same with the tiny model as one file."""
+    from tests.integration.checkpoints import of_file  # noqa: PLC0415 - as above
+
+    return of_file(call, tiny_model, tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="module")
+def plain(call: PrepareStep) -> "Pixels":
+    """What the tiny model draws then."""
+    from tests.integration.checkpoints import draw  # noqa: PLC0415 - as above
+
+    return draw(call)

@@ -24,25 +24,7 @@ pytestmark = [
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
 from tests import lora_files, single_file  # noqa: E402 - torch, only where it is installed
-from tests.integration.checkpoints import Pixels, difference, draw, edit, of_file, of_folder  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def call(tiny_model: Path) -> PrepareStep:
-    """The tiny model as a folder."""
-    return of_folder(tiny_model)
-
-
-@pytest.fixture(scope="module")
-def file_call(call: PrepareStep, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareStep:
-    """The tiny model as one file."""
-    return of_file(call, tiny_model, tmp_path_factory.mktemp("files"))
-
-
-@pytest.fixture(scope="module")
-def plain(call: PrepareStep) -> Pixels:
-    """What the tiny model draws."""
-    return draw(call)
+from tests.integration.checkpoints import Pixels, difference, draw, edit, of_file  # noqa: E402 - likewise
 
 
 def test_a_file_draws_what_its_folder_draws(plain: Pixels, file_call: PrepareStep) -> None:

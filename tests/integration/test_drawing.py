@@ -170,10 +170,10 @@ def test_tiles_are_decoded_where_tiling_is_on(tiny_model: Path) -> None:
 
 def test_sdxls_own_vae_is_decoded_in_tiles_at_its_usual_size() -> None:
     import torch  # noqa: PLC0415 - only where it is needed
-    from diffusers import AutoencoderKL  # noqa: PLC0415
+    from diffusers import AutoencoderKL  # noqa: PLC0415 - likewise
 
     from dreamforge.runners.placement import tile  # noqa: PLC0415 - the whole pipeline would be gigabytes
-    from dreamforge.runners.vocabulary import SDXL_BASE  # noqa: PLC0415
+    from dreamforge.runners.vocabulary import SDXL_BASE  # noqa: PLC0415 - likewise
 
     with torch.device("meta"):
         config: Any = AutoencoderKL.load_config(str(SDXL_BASE), subfolder="vae")

@@ -20,28 +20,10 @@ pytestmark = [
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
 from tests import lora_files  # noqa: E402 - torch, only where it is installed
-from tests.integration.checkpoints import Pixels, difference, draw, of_file, of_folder  # noqa: E402
+from tests.integration.checkpoints import Pixels, difference, draw  # noqa: E402 - likewise
 
 LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 KOHYA_LAYER = "lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q"
-
-
-@pytest.fixture(scope="module")
-def call(tiny_model: Path) -> PrepareStep:
-    """The tiny model as a folder."""
-    return of_folder(tiny_model)
-
-
-@pytest.fixture(scope="module")
-def file_call(call: PrepareStep, tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> PrepareStep:
-    """The tiny model as one file."""
-    return of_file(call, tiny_model, tmp_path_factory.mktemp("files"))
-
-
-@pytest.fixture(scope="module")
-def plain(call: PrepareStep) -> Pixels:
-    """What the tiny model draws."""
-    return draw(call)
 
 
 def _lora(path: Path, weight: float = 1.0, *, name: str = "grain") -> dict[str, Any]:

@@ -21,10 +21,10 @@ pytestmark = [
 torch = pytest.importorskip("torch")
 safetensors = pytest.importorskip("safetensors.torch")
 from dreamforge.runners.loading import load  # noqa: E402 - torch, only where it is installed
-from dreamforge.runners.scheduling import scheduler_for  # noqa: E402
-from dreamforge.runners.sdxl import SdxlRunner  # noqa: E402
-from dreamforge.runners.vocabulary import TOKENS  # noqa: E402
-from tests.integration.checkpoints import difference, draw, edit, of_file, of_folder  # noqa: E402
+from dreamforge.runners.scheduling import scheduler_for  # noqa: E402 - likewise
+from dreamforge.runners.sdxl import SdxlRunner  # noqa: E402 - likewise
+from dreamforge.runners.vocabulary import TOKENS  # noqa: E402 - likewise
+from tests.integration.checkpoints import difference, draw, edit, of_file, of_folder  # noqa: E402 - likewise
 
 SCHEDULER = Path("scheduler") / "scheduler_config.json"
 

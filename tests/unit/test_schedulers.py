@@ -11,7 +11,7 @@ from dreamforge.jobs.schedulers import SCHEDULERS, UNIFORM
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
 from dreamforge.runners.scheduling import check_config, scheduler_for  # noqa: E402 - torch, only where it is installed
-from dreamforge.runners.vocabulary import SDXL_BASE  # noqa: E402
+from dreamforge.runners.vocabulary import SDXL_BASE  # noqa: E402 - likewise
 
 STEPS = [1, 2, 3, 4, 5, 20, 21, 60]
 # `modules/sd_samplers_kdiffusion.py`, `sd_samplers_timesteps.py`, `sd_samplers_lcm.py` and `sd_schedulers.py`.
