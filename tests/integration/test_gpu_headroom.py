@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from sqlalchemy import text
 
 from dreamforge.jobs.memory_ladder import LAST_RUNG, MODEL_OFFLOAD_RUNG, savings
 from dreamforge.jobs.outcome import Outcome
@@ -87,6 +88,9 @@ def test_low_vram_begins_where_models_take_turns(big: Bench, nvml: FakeMachine) 
     assert _payloads(big, id, "step.degraded") == []
     (row,) = big.artifacts(id)
     assert row.metadata_json["preset"] == {"name": "low_vram", "version": 1}
+    with big.engine.connect() as connection:
+        step = connection.execute(text("SELECT metadata_json FROM steps WHERE job_id = :id"), {"id": id}).scalar_one()
+    assert (step["preset"], step["preset_version"], step["batch_size"]) == ("low_vram", 1, 1)
     assert row.metadata_json["memory_savings"] == list(savings(MODEL_OFFLOAD_RUNG))
 
 
