@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 if TYPE_CHECKING:
     import torch
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers.*")
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 LONGEST = 8192
 WEIGHT = 1.1

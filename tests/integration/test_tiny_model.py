@@ -10,8 +10,8 @@ import pytest
 
 from dreamforge.jobs.frames import BeginItems, ItemDrawn, Message, PrepareStep
 
-# numpy's advice to diffusers; the runner's own process shows none.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers.*")
+# numpy's advice to diffusers and torch; the runner's own process shows none.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 MOST_BYTES = 13_000_000
 PARAMS = {
