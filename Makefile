@@ -30,7 +30,7 @@ openapi: $(INSTALLED)  ## Write tests/openapi.json anew, once the API is meant t
 	@$(BIN)/python -m tests.openapi_document
 
 bench: $(INSTALLED)  ## Measure, print tables, and write them to build/ as JSON.
-	@failed=; for what in start requests streams pages losses; do \
+	@failed=; for what in start requests streams pages losses downloads; do \
 		$(BIN)/python -m tests.benchmarks.$$what || failed+=" $$what"; \
 	done; \
 	[[ -z $$failed ]] || { echo "Failed:$$failed" >&2; exit 1; }

@@ -28,7 +28,13 @@
     │   ├── NodeError                   node_error
     │   ├── GpuError                    gpu_error
     │   ├── NoCapacity                  no_capacity
-    │   └── Cancelled                   cancelled
+    │   ├── Cancelled                   cancelled
+    │   ├── DiskFull                    disk_full
+    │   └── SourceError                 a model does not come from its source
+    │       ├── SourceNotFound          source_not_found
+    │       ├── SourceForbidden         source_forbidden
+    │       ├── SourceUnavailable       source_unavailable
+    │       └── DownloadCorrupt         download_corrupt
     └── LeaseLost                       (never shown: a replaced attempt stops itself)
 
 Each leaf has a stable ``code``, the one clients see in the error envelope and in ``steps.error_json``. The HTTP
@@ -225,6 +231,40 @@ class Cancelled(StepError):
     """The step was cancelled."""
 
     code = "cancelled"
+
+
+class DiskFull(StepError):
+    """There is too little room on the disk."""
+
+    code = "disk_full"
+
+
+class SourceError(StepError):
+    """A model does not come from its source."""
+
+
+class SourceNotFound(SourceError):
+    """The source has nothing by this reference."""
+
+    code = "source_not_found"
+
+
+class SourceForbidden(SourceError):
+    """The source gives this to nobody without a token, or not to this one."""
+
+    code = "source_forbidden"
+
+
+class SourceUnavailable(SourceError):
+    """The source cannot be reached, or answers with errors; try again later."""
+
+    code = "source_unavailable"
+
+
+class DownloadCorrupt(SourceError):
+    """What was downloaded is not what its source said. It is not kept."""
+
+    code = "download_corrupt"
 
 
 class LeaseLost(DreamForgeError):

@@ -13,7 +13,7 @@ from ray import ObjectRef
 
 from dreamforge.dispatch.cluster import GpuNode
 from dreamforge.dispatch.dispatcher import Dispatcher, DispatcherTimes
-from dreamforge.dispatch.flight import FlightTimes
+from dreamforge.dispatch.flight import FlightTimes, Tasks
 from dreamforge.dispatch.intake import Slot
 from dreamforge.jobs.events import ItemStarted, StepStarted
 from dreamforge.jobs.job import Lane
@@ -145,8 +145,7 @@ def _main(database_url: str, redis_url: str, address: str, place: str = "", numb
         node="here",
         engine=open_engine(database_url, application="mortal", pool_size=8),
         redis_url=redis_url,
-        submit=submit,
-        kill=lambda *_: None,
+        steps=Tasks(submit, lambda *_: None),
         nodes=lambda: [GpuNode(id="a", address="127.0.0.1", gpus=1)],
         times=DispatcherTimes(
             flight=FlightTimes(lease=LEASE_SECONDS, lease_renew=0.5, start_timeout=60),

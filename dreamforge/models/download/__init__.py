@@ -1,0 +1,1 @@
+"""Downloads: files over HTTP that are whole and verified, or not there."""
