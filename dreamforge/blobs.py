@@ -7,9 +7,9 @@ import threading
 import uuid
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, BinaryIO, Protocol, cast
 from urllib.parse import urlsplit
 from xml.etree.ElementTree import ParseError
 
@@ -32,6 +32,10 @@ _REQUEST_TIMEOUT = 10.0
 """Seconds that a client's request waits for the store's next bytes."""
 
 
+_PART = 16 * 1024 * 1024
+"""Bytes of a large object that are sent at once: S3 takes 10,000 parts, of 5 MiB at least."""
+
+
 @dataclass(frozen=True)
 class BlobSettings:
     """Where the store is: ``endpoint`` as the service reaches it, ``public_endpoint`` as clients do."""
@@ -39,7 +43,7 @@ class BlobSettings:
     endpoint: str
     public_endpoint: str
     access_key: str
-    secret_key: str
+    secret_key: str = field(repr=False)
     bucket: str
     region: str
 
@@ -101,6 +105,29 @@ def _client(settings: BlobSettings, endpoint: str, *, read_timeout: float) -> Mi
     )
 
 
+class Readable(Protocol):
+    """What can be sent: a file, or what reads one."""
+
+    def read(self, most: int = -1, /) -> bytes:
+        """The next bytes, at most so many; none at the end."""
+        ...
+
+
+class _Reading:
+    """A file that is being sent: what goes wrong with it is no trouble of the store's."""
+
+    def __init__(self, stream: Readable) -> None:
+        self._stream = stream
+        self.error: Exception | None = None
+
+    def read(self, most: int = -1) -> bytes:
+        try:
+            return self._stream.read(most)
+        except Exception as error:
+            self.error = error
+            raise
+
+
 class Blob:
     """An object that is being read; ``size`` in bytes. Close it: it holds a connection."""
 
@@ -141,6 +168,7 @@ class Blobs:
     def __init__(self, settings: BlobSettings, *, read_timeout: float = _READ_TIMEOUT) -> None:
         self._bucket = settings.bucket
         self._region = settings.region
+        self._endpoint = settings.endpoint
         self._client = _client(settings, settings.endpoint, read_timeout=read_timeout)
         # A presigned URL signs the host, so it is made for the address that clients use.
         self._public = _client(settings, settings.public_endpoint, read_timeout=read_timeout)
@@ -157,6 +185,22 @@ class Blobs:
         """Store an object, whole."""
         with _storage_errors():
             self._client.put_object(self._bucket, key, io.BytesIO(data), length=len(data), content_type=content_type)
+
+    def put_file(self, key: str, stream: Readable, *, size: int) -> None:
+        """Store an object of ``size`` bytes from a file, a part after the other; it is there when all of them are.
+
+        What ``stream`` raises passes, and leaves no object.
+        """
+        reading = _Reading(stream)
+        try:
+            with _storage_errors():
+                self._client.put_object(
+                    self._bucket, key, cast(BinaryIO, reading), length=size, part_size=_PART, num_parallel_uploads=1
+                )
+        except StorageUnavailable as error:
+            if reading.error is not None:
+                raise reading.error from error
+            raise
 
     def open(self, key: str) -> Blob:
         """Begin to read an object; the caller closes it."""
@@ -178,14 +222,17 @@ class Blobs:
 
     def exists(self, key: str) -> bool:
         """True when there is an object."""
+        return self.size_of(key) is not None
+
+    def size_of(self, key: str) -> int | None:
+        """The bytes of an object, None when there is none."""
         with _storage_errors():
             try:
-                self._asked.stat_object(self._bucket, key)
+                return int(self._asked.stat_object(self._bucket, key).size or 0)
             except S3Error as error:
                 if error.code in {"NoSuchKey", "NoSuchObject"}:
-                    return False
+                    return None
                 raise
-        return True
 
     def presign(self, key: str, *, ttl: int, content_type: str, filename: str, begin: datetime | None = None) -> str:
         """A URL that reads the object for ``ttl`` seconds from ``begin`` on, which is now. The store is not asked.
@@ -202,6 +249,15 @@ class Blobs:
                 "response-content-disposition": f'inline; filename="{filename}"',
             },
         )
+
+    @property
+    def endpoint(self) -> str:
+        """Where the service reaches the store: `http://host:port`."""
+        return self._endpoint
+
+    def presign_internal(self, key: str, *, ttl: int) -> str:
+        """The same for the service's own nodes, at ``endpoint``."""
+        return self._client.presigned_get_object(self._bucket, key, expires=timedelta(seconds=ttl))
 
     def ping(self) -> None:
         """Return when the store answers, within two seconds, and the bucket is there."""

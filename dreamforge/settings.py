@@ -13,7 +13,9 @@ from urllib.parse import urlsplit
 from pydantic import ByteSize, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-_BARE_ADDRESS = re.compile(r"(?i:https?)://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?/?")
+_HOST = r"(?i:https?)://(?:\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]+)(?::[0-9]{1,5})?"
+_BARE_ADDRESS = re.compile(rf"{_HOST}/?")
+_HUB_ADDRESS = re.compile(rf"{_HOST}(?:/[A-Za-z0-9_.~-]+)*/?")
 
 
 class Settings(BaseSettings):
@@ -27,6 +29,22 @@ class Settings(BaseSettings):
     """Where `dreamforge up` keeps databases, images, keys and logs."""
     models_dir: Path | None = None
     """Where model files lie; `<data_dir>/models` when unset."""
+    model_cache_dir: Path | None = None
+    """Where a GPU node keeps the models that it fetched from the object store; `<data_dir>/model-cache` when unset."""
+    model_cache_size: ByteSize | None = Field(default=None, ge=1024 * 1024)
+    """Bytes that these may take, as `100GiB`: the least recently used make room. Unset: what the disk has."""
+    download_slots: int = Field(default=2, ge=0, le=64)
+    """Downloads at once that the API was asked for; 0: this service does none."""
+    download_connections: int = Field(default=4, ge=1, le=16)
+    """Connections for one file."""
+    download_stall_seconds: float = Field(default=60.0, gt=0)
+    """Seconds without a byte after which a connection is given up and made anew."""
+    hf_token: SecretStr | None = Field(default=None, validation_alias="HF_TOKEN")
+    """Of huggingface.co, for models that ask for one."""
+    hf_endpoint: str = Field(default="https://huggingface.co", validation_alias="HF_ENDPOINT")
+    civitai_token: SecretStr | None = None
+    """Of civitai.com, for models that ask for one."""
+    civitai_endpoint: str = "https://civitai.com"
 
     host: Literal["127.0.0.1", "0.0.0.0"] = "127.0.0.1"  # noqa: S104 - no other works: HAProxy and replicas meet on loopback
     port: int = Field(default=8700, ge=1, le=65535)
@@ -141,9 +159,17 @@ class Settings(BaseSettings):
     @classmethod
     def _is_bare_address(cls, url: str | None) -> str | None:
         # Clients of a store make their own of a path or a password in there.
-        if url is not None and not _is_bare_address(url):
+        if url is not None and not _is_address(url, _BARE_ADDRESS):
             raise ValueError("it is not like https://host:9000, which is a scheme, a host and a port alone")
         return url
+
+    @field_validator("hf_endpoint", "civitai_endpoint")
+    @classmethod
+    def _is_address_of_a_hub(cls, url: str) -> str:
+        # A mirror may be a folder of its host, and HF_ENDPOINT is other programs' too, which take one.
+        if not _is_address(url, _HUB_ADDRESS):
+            raise ValueError("it is not like https://host or https://host/folder")
+        return url.rstrip("/")
 
     @model_validator(mode="after")
     def _s3_keys_come_with_an_endpoint(self) -> Self:
@@ -157,6 +183,12 @@ class Settings(BaseSettings):
             raise ValueError("DREAMFORGE_LEASE_RENEW_SECONDS is more than a third of DREAMFORGE_LEASE_SECONDS")
         return self
 
+    @model_validator(mode="after")
+    def _the_cache_is_a_folder_of_its_own(self) -> Self:
+        if self.model_cache == self.models_root:
+            raise ValueError("DREAMFORGE_MODEL_CACHE_DIR is the folder of the installed models: name another one")
+        return self
+
     @property
     def service_url(self) -> str:
         """Where client commands find the service."""
@@ -168,10 +200,15 @@ class Settings(BaseSettings):
         """Absolute folder of the installed models."""
         return (self.models_dir or self.data_dir / "models").absolute()
 
+    @property
+    def model_cache(self) -> Path:
+        """Absolute folder of the models that this node fetched."""
+        return (self.model_cache_dir or self.data_dir / "model-cache").absolute()
 
-def _is_bare_address(url: str) -> bool:
+
+def _is_address(url: str, shape: re.Pattern[str]) -> bool:
     try:
-        return bool(_BARE_ADDRESS.fullmatch(url)) and urlsplit(url).port != 0
+        return bool(shape.fullmatch(url)) and urlsplit(url).port != 0
     except ValueError:
         return False
 

@@ -25,8 +25,10 @@ def load_settings() -> Settings:
         return environment.load()
     except ValidationError as error:
         first = error.errors()[0]
-        name = "_".join(str(part) for part in first["loc"]).upper()
-        where = f"DREAMFORGE_{name}: " if name and name != "RAY_ADDRESS" else ""
+        name = "_".join(str(part) for part in first["loc"])
+        # What other programs read too has its own name already.
+        variable = name if name.isupper() else f"DREAMFORGE_{name.upper()}"
+        where = f"{variable}: " if name and name != "RAY_ADDRESS" else ""
         raise StackError(f"{where}{first['msg'].removeprefix('Value error, ')}") from error
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from dreamforge.api.schemas import Model
 from dreamforge.cli.image_companions import companions_of_manifest, companions_of_text
-from dreamforge.cli.image_models import CHECKPOINT, Choice, choose, judge, meant
+from dreamforge.cli.image_models import CHECKPOINT, Choice, absent, choose, judge, meant
 from dreamforge.errors import InvalidRequest
 from dreamforge.images.manifest import Manifest, ManifestModel
 from dreamforge.images.parameters_reading import A1111Parameters, parse_parameters
@@ -79,7 +79,7 @@ def _model_of_manifest(model: ManifestModel | None, models: Sequence[Model], *, 
     named = f"{model.name}@{model.version}" if model.version else model.name
     chosen = choose(named, model.sha256, models, kind=CHECKPOINT)
     # Why one cannot be had the service says best.
-    return chosen if chosen.reference else Choice(named)
+    return chosen if chosen.reference else Choice(named, absent(named, model.sha256, model.air, models))
 
 
 def _circumstances(manifest: Manifest) -> list[str]:

@@ -28,6 +28,7 @@ class _Wish:
     named: str
     sha256: str | None
     entry: dict[str, Any]
+    air: str | None = None
 
 
 def companions_of_manifest(manifest: Manifest, models: Sequence[Model]) -> CompanionCall:
@@ -58,14 +59,15 @@ def _loras_of(manifest: Manifest, models: Sequence[Model]) -> CompanionCall:
     given: Any = manifest.params.get("loras")
     if not given:
         # Of no LoRAs at all the parameters may say so.
-        wishes = [_Wish(_full_name(lora), lora.sha256, {"weight": lora.weight}) for lora in manifest.loras]
+        wishes = [_Wish(_full_name(lora), lora.sha256, {"weight": lora.weight}, lora.air) for lora in manifest.loras]
         said = CompanionCall({"loras": given} if "loras" in manifest.params else {})
         return _found(wishes, models) if wishes else said
     if not _are_entries(given):
         # The schema has a word for it.
         return CompanionCall({"loras": given})
-    hashes = {_full_name(lora): lora.sha256 for lora in manifest.loras}
-    return _found([_Wish(entry["id"], hashes.get(entry["id"]), entry) for entry in given], models)
+    known = {_full_name(lora): (lora.sha256, lora.air) for lora in manifest.loras}
+    wishes = [(entry, *known.get(entry["id"], (None, None))) for entry in given]
+    return _found([_Wish(entry["id"], sha256, entry, air) for entry, sha256, air in wishes], models)
 
 
 def _vae_of(manifest: Manifest, models: Sequence[Model]) -> CompanionCall:
@@ -89,7 +91,7 @@ def _found(wishes: Iterable[_Wish], models: Sequence[Model]) -> CompanionCall:
         chosen = choices[key] if key in choices else choose(wish.named, wish.sha256, models, kind=LORA)
         choices[key] = chosen
         if chosen.reference is None:
-            notes[lacking(LORA, wish.named)] = None
+            notes[lacking(LORA, wish.named, wish.air)] = None
         elif chosen.reference in loras:
             notes[f"The LoRA {wish.named} is named more than once: the first weight counts."] = None
         else:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from dreamforge.api.schemas import Model
+from dreamforge.errors import InvalidRequest
+from dreamforge.models.references import CivitaiReference, parse
 
 CHECKPOINT, LORA, VAE = "checkpoint", "lora", "vae"
 _CALLED = {CHECKPOINT: "model", LORA: "LoRA", VAE: "VAE"}
@@ -87,9 +89,32 @@ def full_name(model: Model) -> str:
     return f"{model.name}@{model.version}"
 
 
-def lacking(kind: str, named: str) -> str:
-    """The note on a LoRA or a VAE that the service does not have."""
-    return f"Without the {_CALLED[kind]} {named}, which is not here."
+def lacking(kind: str, named: str, air: str | None = None) -> str:
+    """The note on a LoRA or a VAE that the service does not have. ``air``: Civitai's name for it."""
+    return f"Without the {_CALLED[kind]} {named}, which is not here.{_to_be_had(air)}"
+
+
+def absent(named: str, sha256: str | None, air: str | None, models: Sequence[Model]) -> tuple[str, ...]:
+    """The note on a model that the service does not have, where Civitai does. One that is switched off is here."""
+    words = _to_be_had(air)
+    there = (model for model in models if model.installed)
+    if not words or any(is_called(model, named) or (sha256 and _is_same(model, sha256)) for model in there):
+        return ()
+    return (f"{named} is not here.{words}",)
+
+
+def on_civitai(air: str | None) -> str | None:
+    """The reference that downloads what Civitai calls so, as `civitai:277058@1920523`. A file says what it likes."""
+    try:
+        read = parse(air or "")
+    except InvalidRequest:
+        return None
+    return str(read) if isinstance(read, CivitaiReference) else None
+
+
+def _to_be_had(air: str | None) -> str:
+    reference = on_civitai(air)
+    return f" Get it: dreamforge model download {reference}" if reference else ""
 
 
 def _is_same(model: Model, sha256: str) -> bool:

@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 from typing import Any
 
-from dreamforge.images.manifest import Manifest, ManifestLora
+from dreamforge.cli.image_models import on_civitai
+from dreamforge.images.manifest import Manifest, ManifestLora, ManifestModel
 from dreamforge.images.parameters_reading import parse_parameters
 from dreamforge.images.reading import ReadMetadata
 
@@ -24,10 +25,8 @@ def _of_manifest(manifest: Manifest) -> Iterator[tuple[str, str]]:
             yield name.replace("_", " "), _told(value)
     yield "seed", _told(manifest.seed)
     if manifest.model:
-        yield (
-            "model",
-            _with_hash("@".join(filter(None, [manifest.model.name, manifest.model.version])), manifest.model.sha256),
-        )
+        name = "@".join(filter(None, [manifest.model.name, manifest.model.version]))
+        yield "model", _named(name, manifest.model)
     for lora in manifest.loras:
         yield "LoRA", _lora(lora)
     if manifest.vae:
@@ -58,7 +57,11 @@ def _of_parameters(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _lora(lora: ManifestLora) -> str:
-    return _with_hash(f"{lora.name}, weight {lora.weight:g}", lora.sha256)
+    return _named(f"{lora.name}, weight {lora.weight:g}", lora)
+
+
+def _named(name: str, model: ManifestModel | ManifestLora) -> str:
+    return ", ".join(filter(None, [_with_hash(name, model.sha256), on_civitai(model.air)]))
 
 
 def _with_hash(name: str, sha256: str | None) -> str:

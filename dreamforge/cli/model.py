@@ -6,14 +6,17 @@ import typer
 from rich.table import Table
 
 from dreamforge.api.schemas import Model
-from dreamforge.cli import model_registry
+from dreamforge.cli import model_files, model_registry
 from dreamforge.cli.configuration import harmless
 from dreamforge.cli.service import JsonOption, UrlOption, print_json, service, stdout_console
 from dreamforge.cli.wording import size
 
 model = typer.Typer(
-    help="Models: list, import, switch on and off, remove them.", no_args_is_help=True, add_completion=False
+    help="Models: download, import, list, switch on and off, verify, remove them.",
+    no_args_is_help=True,
+    add_completion=False,
 )
+model_files.add_to(model)
 model_registry.add_to(model)
 
 
@@ -33,7 +36,8 @@ def list_models(as_json: JsonOption = False, url: UrlOption = None) -> None:
     for heading in ("name", "version", "kind", "state", "size", "nodes", "id"):
         table.add_column(heading, justify="right" if heading in {"size", "nodes"} else "left", no_wrap=True)
     for one in found:
-        nodes = str(len(one.nodes))
+        # Nobody has drawn with it yet, which says nothing of who can.
+        nodes = str(sum(node.online for node in one.nodes) or "")
         table.add_row(one.name, one.version, one.kind, _state(one), size(one.size_bytes), nodes, str(one.id))
     console.print(table)
 
@@ -59,9 +63,10 @@ def show(
         "sha256": found.checkpoint_hash,
         "short hash": (found.checkpoint_hash or "")[: model_registry.HASH_DIGITS],
         "from": found.source_uri,
+        "object store": f"since {published}" if (published := found.metadata.get("published_at")) else None,
         **found.metadata.get("weights", {}),
         "configuration": found.metadata.get("config_path"),
-        "nodes": ", ".join(node.node for node in found.nodes),
+        "nodes": ", ".join(node.node if node.online else f"{node.node} (away)" for node in found.nodes),
         "parameters": ", ".join(found.parameters_schema.get("properties", {})),
     }
     table = Table(box=None, pad_edge=False, show_header=False)

@@ -18,7 +18,7 @@ from dreamforge.cli.wording import size
 from dreamforge.models.weights import Kind
 
 if TYPE_CHECKING:
-    from dreamforge.embedded.model_import import Imported
+    from dreamforge.installation.model_import import Imported
     from dreamforge.store.models import ModelRegistry
 
 _Reference = Annotated[str, typer.Argument(metavar="NAME", help="A name, name@version, or an id.", show_default=False)]
@@ -60,7 +60,7 @@ def import_(
 ) -> None:
     """Make a model known: a checkpoint, a LoRA or a VAE. It stays there: every GPU node must find it at that path."""
     from dreamforge.embedded.layout import database_url_of  # noqa: PLC0415 - `list` needs no database
-    from dreamforge.embedded.model_import import ImportRequest, import_model  # noqa: PLC0415 - likewise
+    from dreamforge.installation.model_import import ImportRequest, import_model  # noqa: PLC0415 - likewise
 
     console = _console()
     wanted = ImportRequest(path=path, name=name, version=version, kind=kind, config=config, as_default=default)
@@ -116,7 +116,9 @@ def remove(
             raise typer.Exit(1)
         is_gone = registry.remove(model.id)
     kept = "" if is_gone else " It is still listed, as not installed, for the jobs that were drawn with it."
-    stdout_console().print(f"{model.reference} is removed. Its files are where they were.{kept}")
+    console = stdout_console()
+    console.print(f"{model.reference} is removed.{kept}")
+    console.print("Its files are where they were. Those that were downloaded go with: dreamforge model gc")
 
 
 def _wants_removal(reference: str) -> bool:
@@ -134,7 +136,7 @@ def _wants_removal(reference: str) -> bool:
 @contextmanager
 def _registry() -> "Generator[ModelRegistry]":
     from dreamforge.embedded.layout import database_url_of  # noqa: PLC0415 - `list` needs no database
-    from dreamforge.embedded.model_import import registry_of  # noqa: PLC0415 - likewise
+    from dreamforge.installation.model_import import registry_of  # noqa: PLC0415 - likewise
 
     with told_to(_console()), registry_of(database_url_of(load_settings())) as registry:
         yield registry

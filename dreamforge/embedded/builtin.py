@@ -9,8 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from dreamforge.embedded.model_import import registration
 from dreamforge.errors import ModelCorrupt
+from dreamforge.installation.model_import import registration
 from dreamforge.models.descriptor import ModelDescriptor, SizeRange, sdxl_schema
 from dreamforge.models.files import DESCRIPTOR_NAME, checkpoint_hash, hash_folder
 from dreamforge.models.pipeline_folder import read_pipeline
@@ -23,8 +23,8 @@ VERSION = "1"
 SOURCE_URI = f"builtin:{NAME}"
 NOTICE = (
     "sdxl-tiny has random weights: it draws noise, to show that everything works. "
-    "To draw pictures, import a real SDXL model: dreamforge model import PATH "
-    "(a .safetensors file, or a folder in diffusers' layout)."
+    "To draw pictures, download a real SDXL model: dreamforge model download "
+    "hf:stabilityai/stable-diffusion-xl-base-1.0 (7 GB), or take one from the disk: dreamforge model import PATH"
 )
 _SIZE = SizeRange(least=64, most=512, default=64)
 

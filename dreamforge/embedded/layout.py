@@ -90,7 +90,8 @@ def database_url_of(settings: Settings) -> str:
         return _secret(settings.database_url)
     data_dir = settings.data_dir.absolute()
     if holder(data_dir) is None:
-        raise StackError(f"Nothing is running over {data_dir}, and DREAMFORGE_DATABASE_URL names no database.")
+        words = f"Nothing is running over {data_dir}, and DREAMFORGE_DATABASE_URL names no database."
+        raise StackError(f"{words} Start it: dreamforge up")
     return _postgres(settings, data_dir).url()
 
 

@@ -11,6 +11,7 @@ from dreamforge.embedded.process import Program, ServerProcess
 from dreamforge.embedded.secrets import secret_file
 from dreamforge.embedded.trouble import StackError
 from dreamforge.errors import StorageUnavailable
+from dreamforge.models.object_keys import MODEL_FILES
 from dreamforge.settings import inherited_environment
 
 ACCESS_KEY = "dreamforge"
@@ -48,6 +49,7 @@ class ObjectStore:
     def start(self) -> None:
         """Start the server."""
         self._data.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._clear_away_uploads()
         # The key by the environment: arguments are for everybody to see.
         environment = {
             **inherited_environment(),
@@ -64,6 +66,10 @@ class ObjectStore:
             f"{LOOPBACK}:{self._port}",
             "--vfs-cache-mode",
             "off",
+            # Its ETag is the MD5 of the whole object, read before the first answer about it, a listing's too: with
+            # models of 7 GB in it that takes longer than anybody waits. Nobody here needs one.
+            "--etag-hash",
+            "",
         ]
         self._server = ServerProcess(
             Program(name="the S3 server", command=command, log=self._log, environment=environment)
@@ -95,6 +101,11 @@ class ObjectStore:
         """Shut down."""
         if self._server is not None:
             self._server.stop(grace=grace)
+
+    def _clear_away_uploads(self) -> None:
+        """Remove what a server that was killed has of models on their way in: it shows them to nobody again."""
+        for left in (self._data / _BUCKET / MODEL_FILES).glob(".rclone_temp_*"):
+            left.unlink(missing_ok=True)
 
     def _answers(self) -> bool:
         try:

@@ -3,9 +3,10 @@
 import hashlib
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 
 from dreamforge.errors import ModelCorrupt
 from dreamforge.models.descriptor import ModelFile
@@ -61,10 +62,26 @@ def find_files(folder: Path) -> tuple[FoundFile, ...]:
     return tuple(sorted(found, key=lambda file: file.path))
 
 
-def hash_files(found: Sequence[FoundFile], *, on_bytes: OnBytes | None = None) -> tuple[ModelFile, ...]:
-    """The files with their hashes. Raises ``ModelCorrupt`` when one is no longer as it was found."""
-    reading = _Reading(total=sum(file.size for file in found), on_bytes=on_bytes)
-    return tuple(reading.hash(file)[0] for file in found)
+def hash_files(
+    found: Sequence[FoundFile],
+    *,
+    known: Mapping[Path, ModelFile] = MappingProxyType({}),
+    on_bytes: OnBytes | None = None,
+) -> tuple[ModelFile, ...]:
+    """The files with their hashes. Raises ``ModelCorrupt`` when one is no longer as it was found.
+
+    ``known``: those that somebody has just hashed, who saw to it that they stay as they are. They are not read again.
+    """
+    unread = [file for file in found if not is_known(file, known)]
+    reading = _Reading(total=sum(file.size for file in unread), on_bytes=on_bytes)
+    return tuple(
+        replace(known[file.path], path=file.name) if is_known(file, known) else reading.hash(file)[0] for file in found
+    )
+
+
+def is_known(file: FoundFile, known: Mapping[Path, ModelFile]) -> bool:
+    """True for a file whose hash is among these."""
+    return file.path in known and known[file.path].size == file.size
 
 
 def hash_with_tensors(file: FoundFile, *, data_offset: int, on_bytes: OnBytes | None = None) -> tuple[ModelFile, str]:

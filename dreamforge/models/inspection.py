@@ -1,10 +1,11 @@
 """What a file or folder is that somebody calls a model, and whether it can be trusted. Nothing in it is run."""
 
 import stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from dreamforge.errors import InvalidRequest, ModelCorrupt
@@ -26,6 +27,9 @@ from dreamforge.models.weights import Expected, Kind, Weights, incompatible, wei
 
 LORA_FILE = "pytorch_lora_weights.safetensors"
 """What diffusers calls a LoRA's weights."""
+
+CONFIG_PATH = "config_path"
+"""Of a model's metadata: the folder that describes a single file's components; from the model's own when relative."""
 
 _SUFFIX = ".safetensors"
 _TOLD = (
@@ -70,44 +74,57 @@ class Inspection:
         return self.weights.kind
 
 
+@dataclass(frozen=True)
+class _Hashing:
+    known: Mapping[Path, ModelFile]
+    on_bytes: OnBytes | None
+
+
 def inspect(
-    path: Path, *, kind: Kind | None = None, config: Path | None = None, on_bytes: OnBytes | None = None
+    path: Path,
+    *,
+    kind: Kind | None = None,
+    config: Path | None = None,
+    known: Mapping[Path, ModelFile] = MappingProxyType({}),
+    on_bytes: OnBytes | None = None,
 ) -> Inspection:
     """Read and check the model at ``path``: a safetensors file, a pipeline's folder, or one with a VAE or a LoRA.
 
     ``config`` is a folder in diffusers' layout, weights not needed, whose sizes a single file is held against; without
-    it, SDXL 1.0's. Every byte is read once, for the hashes; ``on_bytes`` is told how far.
+    it, SDXL 1.0's. Every byte is read once, for the hashes; ``on_bytes`` is told how far. ``known``, by absolute path,
+    are files that were hashed just now: what they hold is not read again, but of a LoRA, which has a second hash.
 
     Raises ``ModelCorrupt`` for what is broken, unsafe or changes meanwhile, ``ModelIncompatible`` for what is of
     another kind or family, ``InvalidRequest`` for a ``config`` beside a folder that has its own, and ``OSError``.
     """
     path = path.absolute()
+    hashing = _Hashing(known=known, on_bytes=on_bytes)
     mode = path.stat().st_mode
     if stat.S_ISDIR(mode) and (path / MODEL_INDEX).exists():
         if config is not None:
             raise InvalidRequest(f"{path.name} has a configuration of its own: give none with it.")
         # What changes after this is noticed.
         found = find_files(path)
-        return _folder(path, found, read_pipeline(path), kind=kind, on_bytes=on_bytes)
+        return _folder(path, found, read_pipeline(path), kind=kind, hashing=hashing)
     expected = Expected()
     if config is not None:
         expected = read_configs(config).expected()
         check_configuration(config)
     if not stat.S_ISDIR(mode):
-        return _file(path, kind=kind, config=config, expected=expected, on_bytes=on_bytes)
+        return _file(path, kind=kind, config=config, expected=expected, hashing=hashing)
     if (path / LORA_FILE).exists():
-        return _file(path / LORA_FILE, kind=kind, config=config, expected=expected, on_bytes=on_bytes)
+        return _file(path / LORA_FILE, kind=kind, config=config, expected=expected, hashing=hashing)
     if (path / "config.json").exists():
         found = find_files(path)
-        return _folder(path, found, read_vae_folder(path, expected=expected), kind=kind, on_bytes=on_bytes)
+        return _folder(path, found, read_vae_folder(path, expected=expected), kind=kind, hashing=hashing)
     raise _no_model(path)
 
 
 def _folder(
-    path: Path, found: Sequence[FoundFile], findings: FolderFindings, *, kind: Kind | None, on_bytes: OnBytes | None
+    path: Path, found: Sequence[FoundFile], findings: FolderFindings, *, kind: Kind | None, hashing: _Hashing
 ) -> Inspection:
     _check_kind(findings.weights, kind, name=path.name)
-    files = hash_files(found, on_bytes=on_bytes)
+    files = hash_files(found, known=hashing.known, on_bytes=hashing.on_bytes)
     more = {"variant": findings.variant, "scaling_factor": findings.scaling_factor}
     told = {**findings.weights.told(), **{name: value for name, value in more.items() if value is not None}}
     return Inspection(
@@ -122,9 +139,7 @@ def _folder(
     )
 
 
-def _file(
-    path: Path, *, kind: Kind | None, config: Path | None, expected: Expected, on_bytes: OnBytes | None
-) -> Inspection:
+def _file(path: Path, *, kind: Kind | None, config: Path | None, expected: Expected, hashing: _Hashing) -> Inspection:
     found = find_file(path)
     header = read_header(path)
     if path.suffix != _SUFFIX:
@@ -132,12 +147,15 @@ def _file(
         raise ModelCorrupt(words, details={"file": path.name, "reason": "name"})
     weights = weights_of(header, name=path.name, expected=expected)
     _check_kind(weights, kind, name=path.name)
-    file, tensor_hash = hash_with_tensors(found, data_offset=header.data_offset, on_bytes=on_bytes)
     metadata: dict[str, Any] = {"layout": Layout.FILE.value, "weights": weights.told(), **_told(header)}
     if config is not None:
-        metadata["config_path"] = str(config.absolute())
+        metadata[CONFIG_PATH] = str(config.absolute())
     if weights.kind is Kind.LORA:
-        metadata["tensor_hash"] = tensor_hash
+        file, metadata["tensor_hash"] = hash_with_tensors(
+            found, data_offset=header.data_offset, on_bytes=hashing.on_bytes
+        )
+    else:
+        (file,) = hash_files([found], known=hashing.known, on_bytes=hashing.on_bytes)
     edge = _NATIVE_EDGE if config is None else read_configs(config).edge
     return Inspection(
         path=path,

@@ -1,13 +1,13 @@
 """The registry of models."""
 
 import uuid
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Engine, and_, func, or_, select, text, update
-from sqlalchemy.ext.asyncio import AsyncEngine, async_sessionmaker
+from sqlalchemy import ColumnElement, Connection, Engine, and_, exists, func, or_, select, text, update
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from sqlalchemy.orm import InstrumentedAttribute
 
 from dreamforge.errors import Conflict, UnknownModel
@@ -29,11 +29,20 @@ from dreamforge.store.model_changes import (
     write_files,
     write_model,
 )
-from dreamforge.store.tables import ModelNodeRow, ModelRow
+from dreamforge.store.model_contents import (
+    ModelContent,
+    content_named,
+    installed_contents,
+    set_published,
+    unless_needed,
+)
+from dreamforge.store.tables import HeartbeatRow, ModelNodeRow, ModelRow
 
 __all__ = [
     "USABLE",
+    "HoldingNode",
     "KnownModel",
+    "ModelContent",
     "ModelFilter",
     "ModelRecord",
     "ModelRegistry",
@@ -47,11 +56,19 @@ _Value = TypeVar("_Value")
 
 
 @dataclass(frozen=True)
+class HoldingNode:
+    """A node that holds a model. ``is_online``: it has given a sign of life lately."""
+
+    row: ModelNodeRow
+    is_online: bool
+
+
+@dataclass(frozen=True)
 class ModelRecord:
     """A model and the nodes that hold it."""
 
     model: ModelRow
-    nodes: Sequence[ModelNodeRow]
+    nodes: Sequence[HoldingNode]
 
 
 class ModelRegistry:
@@ -93,6 +110,32 @@ class ModelRegistry:
             versions = ", ".join(model.reference for model in found)
             raise Conflict(f"{reference!r} has several versions: say which, of {versions}.")
         return found[0]
+
+    def content_of(self, *, name: str, version: str) -> ModelContent | None:
+        """The model of this name and version with its files, installed or not; None when it is not registered."""
+        with database_errors(), self._engine.connect() as connection:
+            return content_named(connection, name=name, version=version)
+
+    def installed(self, references: Sequence[str] = ()) -> list[ModelContent]:
+        """The installed models of these names, name@versions or ids, all of them where none are given.
+
+        Raises ``UnknownModel``.
+        """
+        with database_errors(), self._engine.connect() as connection:
+            return installed_contents(connection, references)
+
+    def note_published(self, model_id: uuid.UUID, at: str) -> None:
+        """Write down when the model's files were sent to the object store."""
+        with self._changing() as connection:
+            set_published(connection, model_id, at)
+
+    def unless_needed(self, sha256: str, remove: Callable[[], None]) -> bool:
+        """Call ``remove`` unless an installed model has a file of this content; none is registered meanwhile.
+
+        True when it was called.
+        """
+        with self._changing() as connection:
+            return unless_needed(connection, sha256, remove)
 
     def register(self, new: NewModel, *, as_default: bool | None = None) -> Registered:
         """Write the model and its files; of a model that is known by name, version and hash, where it lies now.
@@ -203,10 +246,11 @@ USABLE = ModelFilter(installed=True, enabled=True)
 
 
 class ModelStore:
-    """The registry, for the API."""
+    """The registry, for the API. ``node_silence``: seconds without a sign of life that make a node be away."""
 
-    def __init__(self, *, engine: AsyncEngine) -> None:
+    def __init__(self, *, engine: AsyncEngine, node_silence: float = 15.0) -> None:
         self._sessions = async_sessionmaker(engine, expire_on_commit=False)
+        self._node_silence = node_silence
 
     async def list(self, wanted: ModelFilter | None = None) -> list[ModelRecord]:
         """Models, by name and version."""
@@ -214,8 +258,8 @@ class ModelStore:
         query = select(ModelRow).where(*conditions).order_by(ModelRow.name, ModelRow.version)
         async with in_time(), self._sessions() as session:
             models = (await session.scalars(query)).all()
-            nodes = (await session.scalars(select(ModelNodeRow).order_by(ModelNodeRow.node))).all()
-        return [ModelRecord(model, [node for node in nodes if node.model_id == model.id]) for model in models]
+            nodes = await _holding(session, silence=self._node_silence)
+        return [ModelRecord(model, [node for node in nodes if node.row.model_id == model.id]) for model in models]
 
     async def find(self, reference: str | None, *, prefers: Sequence[ModelFilter] = ()) -> ModelRow | None:
         """The model of an id, a name, or name@version; the default one for None.
@@ -235,11 +279,20 @@ class ModelStore:
             model = await self.find(reference)
             if model is None:
                 return None
-            query = select(ModelNodeRow).where(ModelNodeRow.model_id == model.id).order_by(ModelNodeRow.node)
             async with self._sessions() as session:
-                return ModelRecord(model, (await session.scalars(query)).all())
+                is_its = ModelNodeRow.model_id == model.id
+                return ModelRecord(model, await _holding(session, is_its, silence=self._node_silence))
 
     async def ids_of(self, reference: str) -> Sequence[uuid.UUID]:
         """The models of an id, of a name in all its versions, or of name@version."""
         async with in_time(), self._sessions() as session:
             return (await session.scalars(select(ModelRow.id).where(is_meant(reference)))).all()
+
+
+async def _holding(session: AsyncSession, *which: ColumnElement[bool], silence: float) -> list[HoldingNode]:
+    # By its address where Ray calls it by another id since: it was started anew, and has not drawn with it yet.
+    is_it = or_(HeartbeatRow.id == func.concat("node:", ModelNodeRow.node_id), HeartbeatRow.node == ModelNodeRow.node)
+    is_fresh = HeartbeatRow.seen_at > func.now() - func.make_interval(0, 0, 0, 0, 0, 0, silence)
+    is_online = exists().where(HeartbeatRow.kind == "node", is_it, is_fresh)
+    query = select(ModelNodeRow, is_online).where(*which).order_by(ModelNodeRow.node, ModelNodeRow.place)
+    return [HoldingNode(row, is_up) for row, is_up in (await session.execute(query)).all()]

@@ -268,26 +268,33 @@ class ModelFileRow(Table):
 
 
 class ModelNodeRow(Table):
-    """A node that holds a model, verified."""
+    """A node that holds a model, verified.
+
+    ``place`` names the folder on it that models are kept in, whatever Ray calls the node this time; ``node`` is an
+    address, which several may share, ``node_id`` Ray's name at the last use.
+    """
 
     __tablename__ = "model_nodes"
 
     model_id: Mapped[uuid.UUID] = mapped_column(ForeignKey("models.id", ondelete="CASCADE"), primary_key=True)
-    node: Mapped[str] = mapped_column(primary_key=True)
+    place: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    node: Mapped[str]
+    node_id: Mapped[str | None]
     verified_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_used_at: Mapped[datetime] = mapped_column(server_default=func.now())
 
 
 class DownloadRow(Table):
-    """The lease on one file that is being downloaded."""
+    """The lease on one file that is being downloaded into a folder, ``place``, which several nodes may share."""
 
     __tablename__ = "downloads"
 
-    sha256: Mapped[str] = mapped_column(primary_key=True)
-    url: Mapped[str]
-    size: Mapped[int | None] = mapped_column(BigInteger)
+    place: Mapped[uuid.UUID] = mapped_column(primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
     owner: Mapped[str]
     lease_token: Mapped[uuid.UUID]
     lease_expires_at: Mapped[datetime]
+    size: Mapped[int | None] = mapped_column(BigInteger)
     bytes_done: Mapped[int] = mapped_column(BigInteger, server_default=text("0"))
     updated_at: Mapped[datetime] = mapped_column(server_default=func.now())
 

@@ -345,3 +345,55 @@ def test_a_folder_of_another_user_is_named_and_left_alone(postgres_folder: Path)
     with pytest.raises(StackError, match="belongs to the user nobody: run as that user"):
         _postgres(postgres_folder, free_port()).start()
     assert {path.stat().st_uid for path in (data, *data.rglob("*"))} == {nobody.pw_uid}
+
+
+def test_the_object_store_answers_for_a_large_object_without_reading_it(tmp_path: Path) -> None:
+    """A model has 7 GB, and whoever asks how large it is waits for seconds."""
+    store = _object_store(tmp_path, free_port())
+    store.start()
+    try:
+        store.wait_ready()
+        # 100 GB, all of them a hole.
+        path = tmp_path / "data" / store.settings().bucket / "models" / "large"
+        path.parent.mkdir()
+        with path.open("wb") as large:
+            large.truncate(10**11)
+        blobs = store.blobs(read_timeout=5.0)
+        assert blobs.size_of("models/large") == 10**11
+        assert [found.size_bytes for found in blobs.list("models/")] == [10**11]
+        with contextlib.closing(blobs.open("models/large")) as blob:
+            assert blob.read(10) == bytes(10)
+    finally:
+        store.stop()
+
+
+def test_the_object_store_keeps_nothing_of_a_model_that_was_half_sent_when_it_was_killed(tmp_path: Path) -> None:
+    store = _object_store(tmp_path, free_port())
+    store.start()
+    store.wait_ready()
+
+    class Half:
+        sent = 0
+
+        def read(self, most: int = -1) -> bytes:
+            self.sent += most
+            if self.sent > 2 * 16 * 1024**2:
+                assert store.process is not None
+                os.kill(store.process.pid, signal.SIGKILL)
+            return bytes(most)
+
+    def files() -> set[str]:
+        return {path.name for path in (tmp_path / "data").rglob("*") if path.is_file()}
+
+    try:
+        blobs = store.blobs()
+        blobs.put("models/sha256/whole", b"whole", content_type="text/plain")
+        with pytest.raises(StorageUnavailable):
+            blobs.put_file("models/sha256/half", Half(), size=10**9)
+        assert len(files()) == 2
+        store.stop()
+        store.start()
+        store.wait_ready()
+        assert files() == {"whole"}
+    finally:
+        store.stop()

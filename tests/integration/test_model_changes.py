@@ -15,8 +15,8 @@ from fastapi.testclient import TestClient
 from sqlalchemy import Engine
 
 from dreamforge.api.state import ApiState
-from dreamforge.embedded.model_import import ImportRequest, import_model
 from dreamforge.errors import Conflict, ModelDisabled, ModelIncompatible, ModelNotInstalled, UnknownModel
+from dreamforge.installation.model_import import ImportRequest, import_model
 from dreamforge.store.models import ModelRegistry, NewModel
 from tests import weights
 from tests.integration.cli import command, environment, ran, succeeded
@@ -235,12 +235,22 @@ def test_models_are_listed_and_shown(
 
 
 def test_without_a_database_it_says_what_to_do(checkpoint: Path, tmp_path: Path) -> None:
-    for arguments in (["import", str(checkpoint)], ["default", "x"], ["remove", "x", "--yes"]):
-        result = subprocess.run(
-            [sys.executable, "-m", "dreamforge.cli.main", "model", *arguments],
-            env={"PATH": os.environ["PATH"], "DREAMFORGE_DATA_DIR": str(tmp_path / "data")},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+    downloaded = ["download", "hf:org/repo"]
+    for arguments in (["import", str(checkpoint)], ["default", "x"], ["remove", "x", "--yes"], downloaded):
+        result = _without_a_service(tmp_path, *arguments)
         assert (result.returncode, "Nothing is running over" in result.stderr) == (1, True)
+
+
+def test_what_is_no_reference_is_told_whether_anything_runs_or_not(tmp_path: Path) -> None:
+    result = _without_a_service(tmp_path, "download", "https://civitai.com/models/277058?modelVersionId=1920523")
+    assert (result.returncode, "Write that source as civitai:277058@1920523" in result.stderr) == (1, True)
+
+
+def _without_a_service(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "dreamforge.cli.main", "model", *arguments],
+        env={"PATH": os.environ["PATH"], "DREAMFORGE_DATA_DIR": str(folder / "data")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )

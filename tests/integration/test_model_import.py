@@ -17,8 +17,8 @@ from sqlalchemy import Engine, text
 
 from dreamforge.cli.configuration import sentence_of
 from dreamforge.embedded import builtin
-from dreamforge.embedded.model_import import ImportRequest, import_model, name_of
 from dreamforge.errors import Conflict, ModelCorrupt, ModelIncompatible
+from dreamforge.installation.model_import import ImportRequest, import_model, name_of
 from dreamforge.models.weights import Kind
 from dreamforge.settings import Settings
 from dreamforge.store.models import ModelRegistry, NewModel, Registered

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from dreamforge.api.schemas import Model
 from dreamforge.cli.image_call import ImageCall, call_of
+from dreamforge.cli.image_view import rows_of
 from dreamforge.images.manifest import Manifest, ManifestLora, ManifestModel, ManifestPreset, ManifestVae
 from dreamforge.images.parameters_text import parameters_text
 from dreamforge.images.reading import ReadMetadata
@@ -99,6 +100,34 @@ def test_parameters_that_the_model_does_not_take_are_left_out_and_named() -> Non
 def test_where_nothing_is_known_of_the_model_the_service_judges() -> None:
     call = _call(_read(replace(FOX, params={**FOX.params, "colour": "red"}, model=ManifestModel("gone", version="3"))))
     assert (call.model, call.params["colour"], call.notes) == ("gone@3", "red", ())
+
+
+def test_what_is_not_here_and_comes_from_civitai_can_be_had_from_there() -> None:
+    model = ManifestModel("gone", version="3", sha256="aa" * 32, air="urn:air:sdxl:checkpoint:civitai:277058@1920523")
+    lora = ManifestLora("grain", sha256=LORA_HASH, version="1", air="urn:air:sdxl:lora:civitai:444@555")
+    read = _read(replace(FOX, model=model, loras=(lora,)))
+    get = "Get it: dreamforge model download"
+    assert _call(read).notes == (
+        f"gone@3 is not here. {get} civitai:277058@1920523",
+        f"Without the LoRA grain@1, which is not here. {get} civitai:444@555",
+    )
+    switched_off = a_model("gone", version="3", enabled=False)
+    assert _call(read, switched_off, GRAIN).notes == ()
+
+
+@pytest.mark.parametrize("air", [None, "urn:air:sdxl:checkpoint:huggingface:org/repo", "hf:org/repo", "; rm -rf ~"])
+def test_what_a_file_calls_an_air_is_repeated_only_where_it_is_one(air: str | None) -> None:
+    read = replace(FOX, model=ManifestModel("gone", version="3", air=air))
+    assert _call(_read(read)).notes == ()
+    assert dict(rows_of(_read(read)))["model"] == "gone@3"
+
+
+def test_where_a_model_can_be_had_is_shown() -> None:
+    model = ManifestModel("xl", sha256="aa" * 32, air="urn:air:sdxl:checkpoint:civitai:277058@1920523")
+    lora = ManifestLora("grain", 0.6, air="urn:air:sdxl:lora:civitai:444@555")
+    shown = dict(rows_of(_read(replace(FOX, model=model, loras=(lora,)))))
+    assert shown["model"] == "xl, sha256 aaaaaaaaaaaa…, civitai:277058@1920523"
+    assert shown["LoRA"] == "grain, weight 0.6, civitai:444@555"
 
 
 @pytest.mark.parametrize(

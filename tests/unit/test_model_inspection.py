@@ -6,6 +6,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 
 from dreamforge.errors import InvalidRequest, ModelCorrupt, ModelIncompatible
 from dreamforge.models.description import describe
+from dreamforge.models.descriptor import ModelFile
 from dreamforge.models.files import checkpoint_hash, hash_folder
 from dreamforge.models.inspection import inspect
 from dreamforge.models.safetensors_header import LENGTH_BYTES, LONGEST_HEADER, read_header
@@ -349,3 +351,25 @@ def test_what_is_no_model_is_told(tmp_path: Path, folder: Path) -> None:
     assert _reason(tmp_path / "pickles") == "pickle"
     with pytest.raises(InvalidRequest, match="a configuration of its own"):
         inspect(folder, config=folder)
+
+
+def test_what_was_hashed_just_now_is_not_read_again(folder: Path, tmp_path: Path) -> None:
+    read: list[int] = []
+
+    def on_bytes(done: int, total: int) -> None:
+        del total
+        read.append(done)
+
+    known = {folder / file.path: replace(file, sha256="ab" * 32) for file in hash_folder(folder)}
+    found = inspect(folder, known=known, on_bytes=on_bytes)
+    assert ({file.sha256 for file in found.files}, read) == ({"ab" * 32}, [])
+    # Another size is another file.
+    smaller = {path: replace(file, size=file.size - 1) for path, file in known.items()}
+    assert inspect(folder, known=smaller, on_bytes=on_bytes).checkpoint_hash == checkpoint_hash(hash_folder(folder))
+    assert read
+
+    path = weights.write(tmp_path / "vae.safetensors", weights.vae())
+    read.clear()
+    told = ModelFile(path="vae.safetensors", size=path.stat().st_size, sha256="cd" * 32)
+    assert inspect(path, known={path: told}, on_bytes=on_bytes).checkpoint_hash == "cd" * 32
+    assert read == []

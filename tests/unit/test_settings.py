@@ -108,3 +108,36 @@ def test_client_commands_find_the_service(monkeypatch: pytest.MonkeyPatch, varia
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert settings.load().service_url == url
+
+
+@pytest.mark.parametrize(
+    ("url", "meant"),
+    [
+        ("https://hf-mirror.example.org/", "https://hf-mirror.example.org"),
+        ("https://mirror.example.org/api/huggingface/models", "https://mirror.example.org/api/huggingface/models"),
+        ("http://127.0.0.1:9000", "http://127.0.0.1:9000"),
+    ],
+)
+def test_a_hub_s_mirror_may_be_a_folder_of_its_host(monkeypatch: pytest.MonkeyPatch, url: str, meant: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    assert settings.load().hf_endpoint == meant
+
+
+@pytest.mark.parametrize(
+    "url", ["hf.example.org", "https://u:s3cr3t@hf.example.org", "https://s3cr3t?x", "https://a//b"]
+)
+def test_no_address_of_a_hub_is_refused_and_not_repeated(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", url)
+    with pytest.raises(StackError) as refused:
+        load_settings()
+    assert str(refused.value).startswith("HF_ENDPOINT: it is not like https://host")
+    assert "s3cr3t" not in f"{refused.value} {refused.value.__cause__}"
+
+
+@pytest.mark.parametrize("name", ["HF_ENDPOINT", "DREAMFORGE_CIVITAI_ENDPOINT"])
+def test_a_wrong_address_of_a_hub_is_told_by_the_variable_s_own_name(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv(name, "huggingface")
+    with pytest.raises(StackError, match=f"^{name}: "):
+        load_settings()
