@@ -167,9 +167,12 @@ class RayCluster(Service):
         }
         self._start("head", self._head_address, command, options)
 
-    def start_node(self, name: str) -> None:
-        """Start a node with one logical GPU; see ``wait_for_node``."""
+    def start_node(self, name: str, **variables: str) -> None:
+        """Start a node with one logical GPU; see ``wait_for_node``. ``variables`` are its own, beside ``node.env``."""
         command = start_command("worker").replace("$RAY_HEAD_IP:6380", self.gcs_address)
+        own = " ".join(f"{variable}={shlex.quote(value)}" for variable, value in variables.items())
+        if own:
+            command = command.replace("ray start", f"export {own} && ray start")
         self._start(name, f"127.0.0.{len(self.nodes) + 2}", command, {"num-gpus": 1})
 
     def _start(self, name: str, address: str, command: str, options: Mapping[str, Any]) -> None:
@@ -200,7 +203,7 @@ class RayCluster(Service):
     def typed(self, command: str, **variables: str) -> str:
         """The output of a command that is typed on the head, in the environment of ``node.env``."""
         result = subprocess.run(
-            ["bash", "-c", f"{_IN_THE_ENVIRONMENT} && {command}"],
+            self.in_environment(command),
             env={**self.environment, "RAY_DASHBOARD_ADDRESS": self.dashboard_url, **variables},
             capture_output=True,
             text=True,
@@ -209,6 +212,11 @@ class RayCluster(Service):
         )
         assert result.returncode == 0, f"{command}: {result.stdout[-2000:]}\n{result.stderr[-2000:]}"
         return result.stdout
+
+    @staticmethod
+    def in_environment(command: str) -> list[str]:
+        """The command in the environment of ``node.env``, to be started with ``environment``."""
+        return ["bash", "-c", f"{_IN_THE_ENVIRONMENT} && {command}"]
 
     def serve_config(self) -> Path:
         """A copy of ``serve_config.yaml`` with a port of the cluster's own."""

@@ -30,7 +30,7 @@ class Relay:
         self._thread = threading.Thread(target=self._accept, name="relay", daemon=True)
 
     @classmethod
-    def before(cls, url: str) -> "Relay":
+    def before(cls, url: str) -> Self:
         """A relay to the server of a URL."""
         parts = urlsplit(url)
         assert parts.hostname is not None

@@ -5,14 +5,27 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Connection, Select, select, tuple_
+from sqlalchemy import ColumnElement, Connection, Select, func, select, tuple_
 
-from dreamforge.store.tables import ModelRow
+from dreamforge.store.tables import JobRow, ModelFileRow, ModelRow, StepRow
+
+
+@dataclass(frozen=True)
+class StepFile:
+    """A file of a model, as the registry knows it. ``path`` is relative to the model's folder, ``sha256`` in hex."""
+
+    path: str
+    size: int
+    sha256: str
 
 
 @dataclass(frozen=True)
 class StepModel:
-    """A model that a step draws with. ``local_path`` is the registry's, absolute; None once it is not installed."""
+    """A model that a step draws with.
+
+    ``local_path``: where it lies, absolute. The registry tells where it was installed, which may be on another machine;
+    None once it is not installed any more.
+    """
 
     id: UUID
     name: str
@@ -22,6 +35,12 @@ class StepModel:
     local_path: str | None
     size_bytes: int
     metadata: dict[str, Any]
+    files: tuple[StepFile, ...] = ()
+
+    @property
+    def reference(self) -> str:
+        """What it is called, whatever other versions there are."""
+        return f"{self.name}@{self.version}"
 
 
 @dataclass(frozen=True)
@@ -41,6 +60,13 @@ class Companions:
     missing: tuple[str, ...] = ()
 
 
+_FILES = (
+    select(func.json_agg(func.json_build_array(ModelFileRow.path, ModelFileRow.size, ModelFileRow.sha256)))
+    .where(ModelFileRow.model_id == ModelRow.id)
+    .correlate(ModelRow)
+    .scalar_subquery()
+)
+
 STEP_MODEL = (
     ModelRow.id,
     ModelRow.name,
@@ -51,6 +77,7 @@ STEP_MODEL = (
     ModelRow.size_bytes,
     ModelRow.metadata_json,
     ModelRow.installed,
+    _FILES.label("files"),
 )
 """The columns that ``step_model`` reads."""
 
@@ -68,6 +95,7 @@ def step_model(row: Any) -> StepModel | None:
         local_path=row.local_path if row.installed else None,
         size_bytes=row.size_bytes,
         metadata=row.metadata_json,
+        files=tuple(sorted((StepFile(*file) for file in row.files or []), key=lambda file: file.path)),
     )
 
 
@@ -103,6 +131,17 @@ def read_companions(connection: Connection, params: Mapping[str, Any]) -> Compan
         vae=found.get(vae) if vae else None,
         missing=tuple(reference for reference in wanted if reference not in found),
     )
+
+
+def models_of_step(connection: Connection, step_id: UUID) -> list[UUID]:
+    """The models that a step draws with: its job's, the LoRAs and the VAE beside it."""
+    query = select(JobRow.model_id, JobRow.params_json).join(StepRow, StepRow.job_id == JobRow.id)
+    row = connection.execute(query.where(StepRow.id == step_id)).one_or_none()
+    if row is None:
+        return []
+    named = named_companions(row.params_json)
+    beside = connection.scalars(select(ModelRow.id).where(_is_one_of(named))).all() if named else []
+    return [*filter(None, [row.model_id]), *beside]
 
 
 def _is_one_of(references: list[str]) -> ColumnElement[bool]:

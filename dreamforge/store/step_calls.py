@@ -6,9 +6,10 @@ from typing import Any
 
 from sqlalchemy import Connection, Select, select
 
+from dreamforge.jobs.job import ItemStatus
 from dreamforge.jobs.presets import batch_size, preset_of
 from dreamforge.store.companions import STEP_MODEL, Companions, StepModel, read_companions, step_model
-from dreamforge.store.tables import ArtifactRow, ItemRow, JobRow, ModelRow, StepRow
+from dreamforge.store.tables import ItemRow, JobRow, ModelRow, StepRow
 
 RUNG = "rung"
 """Where a step's metadata say how far it has degraded."""
@@ -16,7 +17,7 @@ RUNG = "rung"
 
 @dataclass(frozen=True)
 class StepItem:
-    """An item that has no artifact yet. ``seed`` is set when an earlier attempt had begun it."""
+    """An item that is not finished. ``seed`` is set when an earlier attempt had begun to draw it."""
 
     index: int
     seed: int | None
@@ -47,7 +48,7 @@ class StepCall:
 
 
 def read_call(connection: Connection, step_id: uuid.UUID) -> StepCall:
-    """The step's call, with the items that have no artifact yet."""
+    """The step's call, with the items that are not finished."""
     row = connection.execute(_call_of(step_id)).one()
     return StepCall(
         step=row.step,
@@ -63,7 +64,7 @@ def read_call(connection: Connection, step_id: uuid.UUID) -> StepCall:
 
 
 def read_missing_items(connection: Connection, step_id: uuid.UUID) -> tuple[StepItem, ...]:
-    """The items that have no artifact yet, in order."""
+    """The items that are not finished, in order."""
     rows = connection.execute(_missing_items(step_id)).all()
     return tuple(StepItem(index=row.item_index, seed=row.seed) for row in rows)
 
@@ -86,9 +87,8 @@ def _call_of(step_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
 
 
 def _missing_items(step_id: uuid.UUID) -> Select[*tuple[Any, ...]]:
-    made = select(ArtifactRow.item_index).where(ArtifactRow.step_id == step_id)
     return (
         select(ItemRow.item_index, ItemRow.seed)
-        .where(ItemRow.step_id == step_id, ItemRow.item_index.not_in(made))
+        .where(ItemRow.step_id == step_id, ItemRow.status != ItemStatus.SUCCEEDED)
         .order_by(ItemRow.item_index)
     )

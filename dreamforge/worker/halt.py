@@ -1,7 +1,9 @@
 """What ends a step before its work is done: a lost lease, its time limit, a cancel."""
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 
 from dreamforge.errors import Cancelled, RunnerTimeout
 from dreamforge.worker.lease import LeaseKeeper
@@ -42,6 +44,8 @@ class Halt:
         """Raise what ends the step now: ``LeaseLost``, ``RunnerTimeout``, or ``Cancelled`` once the grace is over."""
         self._lease.check()
         self._check()
+        if math.isinf(self._ends_at):
+            self._lease.prolong()
         now = self._clock()
         if self.must_stop and now - (self._stop_seen_at or now) >= self._cancel_grace:
             raise Cancelled
@@ -53,3 +57,13 @@ class Halt:
         self.check()
         if self.must_stop:
             raise Cancelled
+
+    @contextmanager
+    def uncounted(self) -> Generator[None]:
+        """Let the time limit rest for the block, in which ``check`` is called for as long as it gets on."""
+        left = self._ends_at - self._clock()
+        self._ends_at = math.inf
+        try:
+            yield
+        finally:
+            self._ends_at = self._clock() + left

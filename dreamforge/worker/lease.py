@@ -19,7 +19,8 @@ CANCEL_POLL_SECONDS = 0.5
 class LeaseKeeper:
     """Renews the lease from ``with`` to the end of the block. A renewal with the right token counts even when late.
 
-    ``at_most`` is how many seconds it does so: whoever is in a call that never comes back does not keep its step.
+    ``at_most`` is how many seconds it does so: whoever is in a call that never comes back does not keep its step. They
+    count anew from each ``prolong``.
     """
 
     def __init__(self, *, attempt: AttemptStore, lease_seconds: float, renew_seconds: float, at_most: float) -> None:
@@ -27,7 +28,8 @@ class LeaseKeeper:
         self._lease_seconds = lease_seconds
         self._renew_seconds = renew_seconds
         self._renewed_at = -math.inf
-        self._ends_at = time.monotonic() + at_most
+        self._at_most = at_most
+        self.prolong()
         self._ending = threading.Event()
         self._lost = threading.Event()
         self._cancelled = threading.Event()
@@ -40,6 +42,10 @@ class LeaseKeeper:
             raise LeaseLost
         if self._bug is not None:
             raise self._bug
+
+    def prolong(self) -> None:
+        """Count the time anew: what is done now gets on."""
+        self._ends_at = time.monotonic() + self._at_most
 
     @property
     def is_cancelled(self) -> bool:

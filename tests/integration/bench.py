@@ -9,6 +9,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import psutil
 from PIL import Image
@@ -18,16 +19,24 @@ from uuid6 import uuid7
 from dreamforge.blobs import Blobs
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.jobs.outcome import Outcome
+from dreamforge.models.download.downloader import Downloader
+from dreamforge.models.download.transport import Transport
+from dreamforge.models.files import find_file, hash_files, hash_folder
+from dreamforge.models.shelf import Shelf
 from dreamforge.settings import inherited_environment
 from dreamforge.store.attempts import AttemptStore
 from dreamforge.store.claims import Claim
+from dreamforge.store.downloads import DownloadLeases
 from dreamforge.store.endings import EndingStore
 from dreamforge.store.heartbeats import HeartbeatStore
 from dreamforge.store.jobs import NewJob
+from dreamforge.store.model_nodes import ModelNodeStore
+from dreamforge.store.models import NewModelFile
 from dreamforge.worker.child import RUNNER
 from dreamforge.worker.gpu import NoGpu
 from dreamforge.worker.gpu_health import GpuHealth
 from dreamforge.worker.memory import MemoryWatch
+from dreamforge.worker.model_supply import ModelStock
 from dreamforge.worker.node import Limits, Node
 from dreamforge.worker.supervisor import Supervisor
 from tests.integration.factories import Jobs, a_job, a_model, claim
@@ -43,7 +52,8 @@ class Bench:
         self.jobs = jobs
         self.store = store
         self.folder = folder
-        self.model = a_model(engine, local_path=str(model_path))
+        self.model_path = model_path
+        self.model = a_model(engine, local_path=str(model_path), files=files_of(model_path))
 
     def submit(self, *, count: int = 1, options: Mapping[str, Any] | None = None, **params: Any) -> NewJob:
         new = replace(a_job(self.model, count=count, **params), options=dict(options or {}))
@@ -64,19 +74,33 @@ class Bench:
         database_grace: float = 30.0,
         storage_grace: float = 30.0,
         step_memory: int | None = None,
+        node: str = "here",
+        cache_size: int | None = None,
+        stall_download: float = 60.0,
     ) -> Outcome:
-        attempt = AttemptStore(engine=engine or self.engine, fence=claimed.fence)
+        engine, blobs = engine or self.engine, blobs or self.store.blobs()
         memory = memory or MemoryWatch(gpu=NoGpu(reason="this is a test"), settle_seconds=1, tolerance_mib=64)
         return Supervisor(
-            attempt=attempt,
+            attempt=AttemptStore(engine=engine, fence=claimed.fence),
             fence=claimed.fence,
-            blobs=blobs or self.store.blobs(),
+            blobs=blobs,
             memory=memory,
             health=GpuHealth(
                 heartbeats=HeartbeatStore(engine=self.engine), memory=memory, node="here", folder=self.folder
             ),
+            stock=ModelStock(
+                shelf=self.shelf(node),
+                cache_size=cache_size,
+                leases=DownloadLeases(engine=engine, seconds=2),
+                downloader=Downloader(
+                    transport=Transport(plain_hosts=[urlsplit(blobs.endpoint).netloc], proxies={}),
+                    stall_seconds=stall_download,
+                ),
+                nodes=ModelNodeStore(engine=engine),
+            ),
             node=Node(
-                name="here",
+                name=node,
+                id=f"ray-{node}",
                 locks_folder=self.folder,
                 spool_folder=self.folder / "spool",
                 environment=inherited_environment(),
@@ -96,6 +120,10 @@ class Bench:
             new_id=uuid7,
             now=lambda: datetime.now(UTC),
         ).run()
+
+    def shelf(self, node: str = "here") -> Shelf:
+        """Where a node keeps what it has fetched."""
+        return Shelf(self.folder / f"cache-{node}")
 
     def claim(self) -> Claim:
         claimed = claim(self.engine)
@@ -124,6 +152,12 @@ class Bench:
 
     def pixels(self, job_id: uuid.UUID) -> list[bytes]:
         return [Image.open(io.BytesIO(self.download(row.s3_key))).tobytes() for row in self.artifacts(job_id)]
+
+
+def files_of(path: Path) -> tuple[NewModelFile, ...]:
+    """What the registry keeps of a model's files."""
+    files = hash_folder(path) if path.is_dir() else hash_files([find_file(path)])
+    return tuple(NewModelFile(**vars(file)) for file in files)
 
 
 def wait_for_savers() -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Engine, text
 
 from dreamforge.embedded import builtin
 from dreamforge.settings import Settings
+from dreamforge.store.model_nodes import Keeper, ModelNodeStore
 from dreamforge.store.models import NewModel
 from tests.integration.door import assert_envelope
 from tests.integration.factories import SCHEMA, a_model
@@ -32,7 +33,8 @@ def three(engine: Engine, model: NewModel) -> NewModel:
     with engine.begin() as connection:
         connection.execute(text("UPDATE models SET enabled = false WHERE id = :id"), {"id": off.id})
         connection.execute(text("UPDATE models SET installed = false WHERE id = :id"), {"id": gone.id})
-        connection.execute(text("INSERT INTO model_nodes (model_id, node) VALUES (:id, 'gpu-1')"), {"id": model.id})
+    here = Keeper(uuid.uuid4(), "gpu-1", "a")
+    ModelNodeStore(engine=engine).note_use(here, [model.id])
     return model
 
 

@@ -217,6 +217,8 @@ def test_its_environment_is_chosen_by_name() -> None:
         "OMP_NUM_THREADS": "2",
         "HF_HUB_OFFLINE": "0",
         "DREAMFORGE_S3_SECRET_KEY": "x",
+        "HF_TOKEN": "x",
+        "DREAMFORGE_CIVITAI_TOKEN": "x",
     }
     environment = runner_environment(given)
     assert {name: environment.get(name) for name in given} == {
@@ -226,6 +228,8 @@ def test_its_environment_is_chosen_by_name() -> None:
         "OMP_NUM_THREADS": "2",
         "HF_HUB_OFFLINE": "1",
         "DREAMFORGE_S3_SECRET_KEY": None,
+        "HF_TOKEN": None,
+        "DREAMFORGE_CIVITAI_TOKEN": None,
     }
     assert environment["PYTORCH_NVML_BASED_CUDA_CHECK"] == "1"
     assert environment["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"

@@ -15,10 +15,14 @@ from dreamforge.worker.lease import LeaseKeeper
 class Lease:
     is_cancelled: bool = False
     is_lost: bool = False
+    prolonged: int = 0
 
     def check(self) -> None:
         if self.is_lost:
             raise LeaseLost
+
+    def prolong(self) -> None:
+        self.prolonged += 1
 
 
 @dataclass
@@ -96,3 +100,22 @@ def test_without_any_grace_a_cancel_ends_the_step_at_once(lease: Lease, clock: C
     halt = Halt(lease=cast("LeaseKeeper", lease), time_limit=60, cancel_grace=0, clock=clock)
     lease.is_cancelled = True
     assert _raises(halt.check) is Cancelled
+
+
+def test_the_time_limit_rests_while_models_are_on_their_way(halt: Halt, lease: Lease, clock: Clock) -> None:
+    clock.now += 50
+    with halt.uncounted():
+        clock.now += 5000
+        assert _raises(halt.check) is None
+    assert lease.prolonged == 1, "and the lease lasts for as long as that gets on"
+    clock.now += 9.9
+    assert _raises(halt.check) is None
+    assert lease.prolonged == 1
+    clock.now += 0.1
+    assert _raises(halt.check) is RunnerTimeout
+
+
+def test_a_cancel_ends_it_all_the_same(halt: Halt, lease: Lease) -> None:
+    lease.is_cancelled = True
+    with halt.uncounted():
+        assert _raises(halt.check_idle) is Cancelled
