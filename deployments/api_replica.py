@@ -42,6 +42,7 @@ def build_app(*, database_connections: int = 10) -> FastAPI:
                 heartbeat_seconds=settings.heartbeat_seconds,
                 idempotency_ttl=settings.idempotency_ttl,
                 server_adds_request_id=True,
+                takes_downloads=settings.download_slots > 0,
                 allowed_hosts=(*names_of_this_machine(settings.host), *settings.allowed_hosts),
                 streams=StreamRules(
                     poll=settings.stream_poll_seconds,

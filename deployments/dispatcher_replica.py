@@ -1,21 +1,24 @@
 """The dispatcher of a replica: what it is made of."""
 
 import logging
+from functools import partial
 
 import ray
 
+from deployments import download, step
 from deployments.loopback import keep_to_loopback
 from deployments.resources import database_url, redis_url
-from deployments.step import kill, submit
 from dreamforge import settings as environment
 from dreamforge import telemetry
+from dreamforge.dispatch.affinity import Affinity
 from dreamforge.dispatch.cluster import gpu_nodes
-from dreamforge.dispatch.dispatcher import Dispatcher, DispatcherTimes
-from dreamforge.dispatch.flight import FlightTimes
+from dreamforge.dispatch.dispatcher import Dispatcher, DispatcherTimes, Downloads
+from dreamforge.dispatch.flight import FlightTimes, Tasks
 from dreamforge.jobs.retry import RetryPolicy
 from dreamforge.settings import Settings
 from dreamforge.store.endings import RetryRules
 from dreamforge.store.engine import open_engine
+from dreamforge.store.model_nodes import ModelNodeStore
 
 log = logging.getLogger(__name__)
 
@@ -30,15 +33,18 @@ class RunningDispatcher:
         self._engine = open_engine(
             database_url(settings), application="dreamforge-dispatcher", pool_size=database_connections
         )
+        affinity = Affinity(
+            store=ModelNodeStore(engine=self._engine), nodes=lambda: self._dispatcher.known_nodes() or ()
+        )
         self._dispatcher = Dispatcher(
             id=ray.get_runtime_context().get_actor_id() or "dispatcher",
             node=ray.util.get_node_ip_address(),
             engine=self._engine,
             redis_url=redis_url(settings),
-            submit=submit,
-            kill=kill,
+            steps=Tasks(partial(step.submit, prefer=affinity.choose), step.kill),
             nodes=gpu_nodes,
             times=_times(settings, longest_drain=longest_drain),
+            downloads=Downloads(settings.download_slots, Tasks(download.submit, download.kill)),
             rules=RetryRules(policy=_policy(settings)),
         )
         self._dispatcher.start()

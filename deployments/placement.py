@@ -12,5 +12,5 @@ _HEAD = "node:__internal_head__"
 
 
 def on_head() -> dict[str, Any]:
-    """Options for a replica on the head that takes no CPU from the tasks' account."""
+    """Options for a replica, or a task, on the head that takes no CPU from the tasks' account."""
     return {"num_cpus": 0, "resources": {_HEAD: 0.001}}

@@ -27,15 +27,18 @@ def redis_url(settings: Settings) -> str:
 
 def open_blobs(settings: Settings) -> Blobs:
     """The bucket of images. Raises ``MissingSetting``."""
+    return Blobs(blob_settings(settings))
+
+
+def blob_settings(settings: Settings) -> BlobSettings:
+    """How that is reached. Raises ``MissingSetting``."""
     if settings.s3_endpoint is None or settings.s3_access_key is None or settings.s3_secret_key is None:
         raise MissingSetting("DREAMFORGE_S3_ENDPOINT")
-    return Blobs(
-        BlobSettings(
-            endpoint=settings.s3_endpoint,
-            public_endpoint=settings.s3_public_endpoint or settings.s3_endpoint,
-            access_key=settings.s3_access_key,
-            secret_key=settings.s3_secret_key.get_secret_value(),
-            bucket=settings.s3_bucket,
-            region=settings.s3_region,
-        )
+    return BlobSettings(
+        endpoint=settings.s3_endpoint,
+        public_endpoint=settings.s3_public_endpoint or settings.s3_endpoint,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key.get_secret_value(),
+        bucket=settings.s3_bucket,
+        region=settings.s3_region,
     )

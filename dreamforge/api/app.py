@@ -11,9 +11,9 @@ from dreamforge.api.errors import install_error_handlers
 from dreamforge.api.hosts import HostMiddleware
 from dreamforge.api.metrics import Metrics
 from dreamforge.api.openapi import install_document
-from dreamforge.api.readiness import BEATS_MISSED, ReadinessChecks
+from dreamforge.api.readiness import ReadinessChecks
 from dreamforge.api.request_id import RequestIdMiddleware
-from dreamforge.api.routes import artifacts, events, health, jobs, models
+from dreamforge.api.routes import admin, artifacts, events, health, jobs, models
 from dreamforge.api.state import ApiState
 from dreamforge.api.upgrades import UpgradeMiddleware
 from dreamforge.store.statistics import StatisticsStore
@@ -39,15 +39,13 @@ def create_app(state: ApiState) -> FastAPI:
     )
     app.state.api = state
     app.state.readiness = ReadinessChecks(state)
-    app.state.metrics = Metrics(
-        StatisticsStore(engine=state.engine), alive_seconds=BEATS_MISSED * state.rules.heartbeat_seconds
-    )
+    app.state.metrics = Metrics(StatisticsStore(engine=state.engine), alive_seconds=state.rules.node_silence)
     app.add_middleware(UpgradeMiddleware)
     app.add_middleware(HostMiddleware, allowed=state.rules.allowed_hosts)
     # The outermost: whatever answers, the id is there.
     app.add_middleware(RequestIdMiddleware, adds_header=not state.rules.server_adds_request_id)
     install_error_handlers(app)
-    for router in (jobs.router, artifacts.router, events.router, models.router, health.router):
+    for router in (jobs.router, artifacts.router, events.router, models.router, admin.router, health.router):
         app.include_router(router)
     install_documentation(app)
     install_document(app)

@@ -74,6 +74,41 @@ _EXAMPLE_JOB = {
         "cancel": f"/v1/jobs/{_JOB}/cancel",
     },
 }
+_EXAMPLE_DOWNLOAD = {
+    **_EXAMPLE_JOB,
+    "type": "model_download",
+    "model_id": None,
+    "count": 1,
+    "params": {
+        "source": "civitai:277058@1920523",
+        "name": None,
+        "version": None,
+        "kind": None,
+        "default": None,
+        "local_only": False,
+    },
+    "options": {},
+    "metadata": {},
+    "progress": {
+        "fraction": 0.43,
+        "items_done": 0,
+        "items_total": 1,
+        "stage": "download",
+        "queue_position": None,
+        "eta_seconds": None,
+    },
+    "steps": [
+        {
+            "id": _STEP,
+            "name": "download",
+            "status": "running",
+            "attempt": 1,
+            "started_at": _STARTED,
+            "finished_at": None,
+            "error": None,
+        }
+    ],
+}
 _EXAMPLE_ARTIFACT = {
     "id": _ARTIFACT,
     "job_id": _JOB,
@@ -104,7 +139,15 @@ _EXAMPLE_MODEL = {
     "capabilities": ["generate"],
     "parameters_schema": sdxl_schema(size=SizeRange(least=64, most=512, default=64), default_steps=4),
     "size_bytes": 12_582_912,
-    "nodes": [{"node": "gpu-1", "verified_at": _CREATED}],
+    "nodes": [
+        {
+            "node": "10.0.0.7",
+            "node_id": "c1f6a2b7d9e84f0aa1b2c3d4e5f60718293a4b5c6d7e8f9012345678",
+            "verified_at": _CREATED,
+            "last_used_at": _LATER,
+            "online": True,
+        }
+    ],
     "created_at": _CREATED,
     "updated_at": _CREATED,
     "metadata": {},
@@ -134,7 +177,11 @@ EXAMPLES: dict[str, list[Any]] = {
             "metadata": {"album": "harbour"},
         },
     ],
-    "Job": [_EXAMPLE_JOB],
+    "DownloadModel": [
+        {"source": "civitai:277058@1920523"},
+        {"source": "hf:stabilityai/stable-diffusion-xl-base-1.0", "name": "sdxl-base", "default": True},
+    ],
+    "Job": [_EXAMPLE_JOB, _EXAMPLE_DOWNLOAD],
     "JobList": [{"items": [_EXAMPLE_JOB], "next_cursor": None}],
     "JobError": [_FAILURE],
     "Artifact": [_EXAMPLE_ARTIFACT],

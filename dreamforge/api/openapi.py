@@ -23,7 +23,7 @@ TAGS = [
     {"name": "jobs", "description": "Ask for images, wait for them, change one's mind."},
     {"name": "events", "description": "What has happened to a job, and what happens: logs, progress, streams."},
     {"name": "artifacts", "description": "Finished images."},
-    {"name": "models", "description": "What images can be drawn with, and the parameters of each."},
+    {"name": "models", "description": "What images can be drawn with, the parameters of each, and how to get more."},
     {"name": "health", "description": "For probes and for Prometheus."},
 ]
 SERVERS = [{"url": "/", "description": "Where this document was read."}]

@@ -15,8 +15,6 @@ from dreamforge.store.heartbeats import Heartbeat, read_heartbeats
 log = logging.getLogger(__name__)
 
 CHECK_SECONDS = 2.0
-BEATS_MISSED = 3
-"""Heartbeats that what is alive may miss."""
 
 
 class ReadinessChecks:
@@ -79,7 +77,7 @@ class _Probe:
 
 
 async def _expect_heartbeat(state: ApiState, kind: str, missing: str) -> None:
-    oldest = state.rules.heartbeat_seconds * BEATS_MISSED
+    oldest = state.rules.node_silence
     beats: list[Heartbeat] = await read_heartbeats(state.engine)
     ages = [beat.age_seconds for beat in beats if beat.kind == kind]
     if not ages:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints
+from pydantic_core import PydanticCustomError
 
 from dreamforge.jobs.events import EventCode
 from dreamforge.jobs.image_format import IMAGE_FORMATS
@@ -52,10 +53,16 @@ class JobOptions(Strict):
     preview_every: None = Field(default=None, description="No previews are made so far.")
 
 
+def _made_here(type: object) -> object:
+    if type == JobType.MODEL_DOWNLOAD:
+        raise PydanticCustomError("job_type", "is made by POST /v1/admin/models")
+    return type
+
+
 class CreateJob(Strict):
     """A job to run. `params` are checked against the model's `parameters_schema`, which also gives the defaults."""
 
-    type: Literal["generate"] = Field(description="What to do.")
+    type: Annotated[Literal["generate"], BeforeValidator(_made_here)] = Field(description="What to do.")
     model_id: Annotated[str, StringConstraints(min_length=1, max_length=200)] | None = Field(
         default=None,
         description="An id, name@version, or a name: then its newest version that can be used. "
@@ -82,8 +89,8 @@ class JobError(BaseModel):
 class JobProgress(BaseModel):
     """How far the job is: `fraction` in 0..1.
 
-    `queue_position`, from 1, is told of the first thousand jobs that wait for a GPU. `eta_seconds` is told of a running
-    job once images like its own were measured: the time of drawing what is left.
+    `queue_position`, from 1, is told of the first thousand jobs that wait for a GPU, and of as many downloads.
+    `eta_seconds` is told of a running job once images like its own were measured: the time of drawing what is left.
     """
 
     fraction: float = Field(description="0 to 1; never goes down.")
@@ -123,7 +130,9 @@ class Job(BaseModel):
     id: uuid.UUID = Field(description="The job's id.")
     type: str = _one_of("What it does.", JobType)
     status: str = _one_of("Where it is in its life. The last three are ends.", JobStatus)
-    model_id: uuid.UUID | None = Field(description="The model it is drawn with; null when that was removed.")
+    model_id: uuid.UUID | None = Field(
+        description="The model it is drawn with; null when that was removed, and for a download."
+    )
     count: int = Field(description="Images to make.")
     priority: str = _one_of("A higher one is run first.", Priority)
     params: dict[str, Any] = Field(description="What to draw, with every default filled in.")
@@ -177,8 +186,14 @@ class ArtifactList(BaseModel):
 class ModelNode(BaseModel):
     """A node that holds the model."""
 
-    node: str = Field(description="The node's name.")
-    verified_at: datetime = Field(description="When its files were last checked there.")
+    node: str = Field(description="The node's address, which several may share.")
+    node_id: str | None = Field(description="Ray's id of the node when it last drew with the model.")
+    verified_at: datetime = Field(
+        description="When its files were last checked there: by their hashes where the node has fetched them, by their "
+        "sizes where they were installed."
+    )
+    last_used_at: datetime = Field(description="When the node last drew with it.")
+    online: bool = Field(description="The node has given a sign of life in the last seconds.")
 
 
 class Model(BaseModel):

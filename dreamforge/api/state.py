@@ -18,6 +18,9 @@ from dreamforge.store.jobs import JobStore
 from dreamforge.store.models import ModelStore
 from dreamforge.store.progress import ProgressStore
 
+BEATS_MISSED = 3
+"""Heartbeats that what is alive may miss."""
+
 
 @dataclass(frozen=True)
 class ApiRules:
@@ -25,7 +28,7 @@ class ApiRules:
 
     ``body_seconds``: in which a body must have come. ``idempotency_ttl``: seconds for which an Idempotency-Key stands
     for its job. ``server_adds_request_id``: the server in front puts `X-Request-Id` on every answer. ``allowed_hosts``:
-    the names that the service answers to, see ``dreamforge.api.hosts``.
+    the names that the service answers to, see ``dreamforge.api.hosts``. ``takes_downloads``: there are slots for them.
     """
 
     redis_outage: Literal["accept", "reject"]
@@ -36,7 +39,13 @@ class ApiRules:
     idempotency_ttl: int = 86_400
     server_adds_request_id: bool = False
     allowed_hosts: tuple[str, ...] = ("*",)
+    takes_downloads: bool = True
     streams: StreamRules = field(default_factory=StreamRules)
+
+    @property
+    def node_silence(self) -> float:
+        """Seconds without a sign of life that make a dispatcher or a node be away."""
+        return self.heartbeat_seconds * BEATS_MISSED
 
 
 class ApiState:
@@ -48,7 +57,7 @@ class ApiState:
         self.rules = rules
         self.jobs = JobStore(engine=engine)
         self.job_ends = JobEnds(jobs=self.jobs)
-        self.models = ModelStore(engine=engine)
+        self.models = ModelStore(engine=engine, node_silence=rules.node_silence)
         self.progress = ProgressStore(engine=engine)
         self.events = EventFeed(engine=engine)
         self.tail = Tail(feed=self.events, rules=rules.streams)

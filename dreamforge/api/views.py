@@ -17,7 +17,7 @@ from dreamforge.blobs import Blobs
 from dreamforge.jobs.image_format import IMAGE_FORMATS
 from dreamforge.store.events import EventRecord
 from dreamforge.store.jobs import JobRecord
-from dreamforge.store.models import ModelRecord
+from dreamforge.store.models import HoldingNode, ModelRecord
 from dreamforge.store.tables import ArtifactRow, StepRow
 
 
@@ -104,10 +104,21 @@ def model_view(record: ModelRecord) -> Model:
         capabilities=model.capabilities,
         parameters_schema=model.parameters_schema,
         size_bytes=model.size_bytes,
-        nodes=[ModelNode(node=node.node, verified_at=node.verified_at) for node in record.nodes],
+        nodes=[_node_view(node) for node in record.nodes],
         created_at=model.created_at,
         updated_at=model.updated_at,
         metadata=model.metadata_json,
+    )
+
+
+def _node_view(held: HoldingNode) -> ModelNode:
+    row = held.row
+    return ModelNode(
+        node=row.node,
+        node_id=row.node_id,
+        verified_at=row.verified_at,
+        last_used_at=row.last_used_at,
+        online=held.is_online,
     )
 
 

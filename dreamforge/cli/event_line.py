@@ -6,6 +6,7 @@ from rich.text import Text
 
 from dreamforge.api.schemas import LogLine
 from dreamforge.cli.wording import duration, shortened, size
+from dreamforge.jobs.progress import DownloadStage
 
 _STYLES = {"debug": "dim", "info": "", "warning": "yellow", "error": "red"}
 _CODE_WIDTH = 20
@@ -23,7 +24,27 @@ def event_line(event: LogLine) -> Text:
 
 def said(event: LogLine) -> str:
     """What the event says beside its code."""
-    match event.payload:
+    told = _of_a_model(event.payload)
+    return _of_a_job(event.payload) if told is None else told
+
+
+def _of_a_model(payload: dict[str, Any]) -> str | None:
+    match payload:
+        case {"stage": str(stage), "stage_progress": int() | float() as share} if stage in set(DownloadStage):
+            return f"{stage} {share:.0%}"
+        case {"item_index": int(), "seed": None, **rest}:
+            return _joined("", rest.get("timings") or {}, unit=" s")
+        case {"model": str(model), "bytes_done": int(done), **rest}:
+            total = rest.get("bytes_total")
+            return f"{model}: {size(done)}{f' of {size(total)}' if isinstance(total, int) else ''}"
+        case {"name": str(name), "version": str(version), "model_id": str()}:
+            return f"{name}@{version}"
+        case _:
+            return None
+
+
+def _of_a_job(payload: dict[str, Any]) -> str:
+    match payload:
         case {"item_index": int(index), "stage": str(stage), "stage_progress": int() | float() as share}:
             return f"image {index}: {stage.replace('_', ' ')} {share:.0%}"
         case {"item_index": int(index), "size_bytes": int(size_bytes)}:
@@ -42,7 +63,7 @@ def said(event: LogLine) -> str:
             return f"{code}: {message}"
         case {"message": str(message)}:
             return shortened(message, _MOST_VALUE)
-        case payload:
+        case _:
             return _joined("", payload)
 
 

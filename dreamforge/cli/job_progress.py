@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dreamforge.api.schemas import Job
-from dreamforge.cli.wording import images
+from dreamforge.cli.wording import advance
 
 
 class JobProgress(Protocol):
@@ -66,7 +66,7 @@ class _Bar:
             self._task,
             completed=job.progress.fraction,
             status=job.status,
-            images=images(job.progress.items_done, job.progress.items_total),
+            images=advance(job),
             stage=(job.progress.stage or "").replace("_", " "),
         )
 
@@ -93,7 +93,7 @@ class _Lines:
         return None
 
     def update(self, job: Job) -> None:
-        line = f"{job.status}, {images(job.progress.items_done, job.progress.items_total)}"
+        line = f"{job.status}, {advance(job)}"
         if line != self._last:
             self._console.print(line, highlight=False)
             self._last = line

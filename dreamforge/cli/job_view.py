@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dreamforge.api.schemas import Artifact, Job
-from dreamforge.cli.wording import age, duration, images, job_error, size
+from dreamforge.cli.wording import advance, age, duration, is_download, job_error, size, subject
 
 STYLES = {
     "queued": "cyan",
@@ -18,7 +18,7 @@ STYLES = {
     "failed": "red",
     "cancelled": "yellow",
 }
-_SHOWN_ELSEWHERE = {"prompt"}
+_SHOWN_ELSEWHERE = {"prompt", "source"}
 
 
 def show_job(console: Console, job: Job, artifacts: Sequence[Artifact], *, model: str, now: datetime) -> None:
@@ -36,7 +36,7 @@ def show_job(console: Console, job: Job, artifacts: Sequence[Artifact], *, model
 
 def _facts(job: Job, *, model: str, now: datetime) -> list[tuple[str, Text]]:
     status = Text(job.status, style=STYLES.get(job.status, ""))
-    status.append(f", {images(job.progress.items_done, job.progress.items_total)}", style="default")
+    status.append(f", {advance(job)}", style="default")
     if job.progress.stage:
         status.append(f", {job.progress.stage.replace('_', ' ')}", style="default")
     if job.progress.queue_position is not None:
@@ -46,8 +46,8 @@ def _facts(job: Job, *, model: str, now: datetime) -> list[tuple[str, Text]]:
     facts = [
         ("job", Text(str(job.id))),
         ("status", status),
-        ("prompt", Text(str(job.params.get("prompt", "")))),
-        ("model", Text(model)),
+        ("source" if is_download(job) else "prompt", Text(subject(job))),
+        *([("model", Text(model))] if model else []),
         ("params", Text(_params(job))),
         ("priority", Text(job.priority)),
         ("created", Text(f"{_moment(job.created_at)}, {age(job.created_at, now=now)}")),

@@ -11,11 +11,11 @@ from rich.table import Table
 
 from dreamforge.api.schemas import Job
 from dreamforge.cli.configuration import tell_trouble
-from dreamforge.cli.event_line import event_line
+from dreamforge.cli.event_line import event_line, said
 from dreamforge.cli.job_progress import job_progress
 from dreamforge.cli.job_view import STYLES, show_job
 from dreamforge.cli.service import JobIdArgument, JsonOption, UrlOption, first, print_json, service, stdout_console
-from dreamforge.cli.wording import age, images, job_error, shortened
+from dreamforge.cli.wording import advance, age, is_download, job_error, shortened, subject
 from dreamforge.client import Client
 from dreamforge.client.flows import OVER
 from dreamforge.jobs.events import EventCode, Level
@@ -62,11 +62,11 @@ def _table(found: list[Job], *, width: int) -> Table:
     for heading in ("id", "status", "images", "created", "prompt"):
         table.add_column(heading, justify="right" if heading == "images" else "left", no_wrap=True)
     for job in found:
-        prompt = shortened(str(job.params.get("prompt", "")), max(_LEAST_PROMPT, width - _OTHER_COLUMNS))
+        prompt = shortened(subject(job), max(_LEAST_PROMPT, width - _OTHER_COLUMNS))
         table.add_row(
             str(job.id),
             f"[{STYLES[job.status]}]{job.status}[/]" if job.status in STYLES else job.status,
-            f"{job.progress.items_done}/{job.progress.items_total}",
+            advance(job) if is_download(job) else f"{job.progress.items_done}/{job.progress.items_total}",
             age(job.created_at, now=now),
             # A prompt may hold brackets, which are no markup.
             prompt.replace("[", r"\["),
@@ -84,7 +84,7 @@ def show(job_id: JobIdArgument, as_json: JsonOption = False, url: UrlOption = No
             print_json({"job": job, "artifacts": artifacts})
             return
         names = {model.id: f"{model.name}@{model.version}" for model in client.models()}
-    model = names.get(job.model_id, "removed") if job.model_id else "removed"
+    model = names.get(job.model_id, "removed") if job.model_id else "" if is_download(job) else "removed"
     show_job(stdout_console(), job, artifacts, model=model, now=datetime.now(UTC))
 
 
@@ -140,6 +140,9 @@ def _shown_to_the_end(client: Client, job_id: str) -> Job:
             progress.update(job)
     if job.status != JobStatus.SUCCEEDED:
         tell_trouble(console, job_error(job.error) if job.error else f"The job was {job.status}.")
+    elif is_download(job):
+        for event in client.logs(job.id, codes=(EventCode.MODEL_INSTALLED,)):
+            console.print(f"✓ {said(event)} is installed. See: dreamforge model show {said(event)}", markup=False)
     return job
 
 
@@ -170,9 +173,11 @@ def retry(job_id: JobIdArgument, as_json: JsonOption = False, url: UrlOption = N
         print_json(job)
         return
     left = job.progress.items_total - job.progress.items_done
+    rest = "what was downloaded stays" if is_download(job) else f"{left} image{'' if left == 1 else 's'} to draw"
     console = stdout_console()
-    console.print(f"The job is {job.status} again; {left} image{'' if left == 1 else 's'} to draw.")
-    console.print(f"Follow it: dreamforge jobs logs {job.id} --follow")
+    console.print(f"The job is {job.status} again; {rest}.")
+    follow = f"watch {job.id}" if is_download(job) else f"logs {job.id} --follow"
+    console.print(f"Follow it: dreamforge jobs {follow}")
 
 
 @jobs.command("delete")
@@ -202,11 +207,10 @@ def _wants_deletion(job: Job) -> bool:
     if not sys.stdin.isatty():
         tell_trouble(console, "There is nobody to ask whether to delete the job: say --yes.")
         return False
-    prompt = shortened(str(job.params.get("prompt", "")), _SHORT_PROMPT)
-    done = job.progress.items_done
-    console.print(f"{job.status}, {images(done, job.progress.items_total)}: {prompt}", markup=False)
+    console.print(f"{job.status}, {advance(job)}: {shortened(subject(job), _SHORT_PROMPT)}", markup=False)
+    what = "the job? Its model stays" if is_download(job) else "the job and its images for good"
     try:
-        return Confirm.ask("Delete the job and its images for good?", console=console, default=False)
+        return Confirm.ask(f"Delete {what}?", console=console, default=False)
     except EOFError:
         console.print()
         return False

@@ -5,8 +5,9 @@ import unicodedata
 from collections.abc import Callable
 from datetime import datetime
 
-from dreamforge.api.schemas import JobError
+from dreamforge.api.schemas import Job, JobError
 from dreamforge.client.errors import ApiError, ChecksumMismatch, ClientError, UnexpectedAnswer, Unreachable
+from dreamforge.jobs.job import JobType
 
 _UNITS = (("day", 86_400), ("h", 3600), ("min", 60))
 _SLUG_LENGTH = 40
@@ -42,6 +43,23 @@ def size(size_bytes: int) -> str:
 def images(done: int, total: int) -> str:
     """How many images are there: `2 of 4 images`."""
     return f"{done} of {total} image{'' if total == 1 else 's'}"
+
+
+def subject(job: Job) -> str:
+    """What a job is about: its prompt, or where the model that it downloads comes from."""
+    return str(job.params.get("prompt") or job.params.get("source") or "")
+
+
+def is_download(job: Job) -> bool:
+    """True for a job that makes no images."""
+    return job.type == JobType.MODEL_DOWNLOAD
+
+
+def advance(job: Job) -> str:
+    """How far a job is: `2 of 4 images`, or `43%` of a download."""
+    if is_download(job):
+        return f"{job.progress.fraction:.0%}"
+    return images(job.progress.items_done, job.progress.items_total)
 
 
 def shortened(text: str, length: int) -> str:
@@ -89,9 +107,15 @@ def job_error(error: JobError) -> str:
 
 def _described(error: ApiError) -> str:
     parts: list[dict[str, str]] = error.details.get("errors") or []
-    shown = [f"{part.get('path', '')} {part.get('message', '')}".strip() for part in parts[:_DESCRIBED_ERRORS]]
+    shown = [_fault(part.get("path", ""), part.get("message", "")) for part in parts[:_DESCRIBED_ERRORS]]
     more = len(parts) - len(shown)
     return "; ".join(shown) + (f"; and {more} more." if more > 0 else "." if shown else "")
+
+
+def _fault(path: str, message: str) -> str:
+    """`params.width must be a multiple of 8`; `source: Write that source as hf:org/repo`, where it is a sentence."""
+    between = ": " if path and message[:1].isupper() else " "
+    return f"{path}{between}{message}".strip().removesuffix(".")
 
 
 _MODELS = "See: dreamforge model list"

@@ -12,7 +12,7 @@ import httpx2
 
 from dreamforge.api.schemas import Artifact, Job, LogLine, Model, Progress, Readiness, StreamEvent
 from dreamforge.client import calls
-from dreamforge.client.calls import Call, JobId, JobQuery, LogQuery
+from dreamforge.client.calls import Call, JobId, JobQuery, LogQuery, ModelWish
 from dreamforge.client.ear import AsyncEar
 from dreamforge.client.errors import ClientError
 from dreamforge.client.flows import (
@@ -99,6 +99,29 @@ class AsyncClient:
         )
         key = idempotency_key if idempotency_key is not None else calls.new_key()
         return await self._run(answered(calls.submit_job(body, key=key, wait=wait)))
+
+    async def download_model(
+        self,
+        source: str,
+        *,
+        name: str | None = None,
+        version: str | None = None,
+        kind: str | None = None,
+        default: bool | None = None,
+        local_only: bool = False,
+        priority: str = "normal",
+        metadata: Mapping[str, str] | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Have the service download a model: a job of type `model_download`, to be followed like any other.
+
+        ``source`` is a reference, such as `hf:org/repo` or `civitai:277058@1920523`; ``kind`` what it has to be:
+        `checkpoint`, `lora` or `vae`. The last events of such a job that has succeeded include `model.installed`, with
+        the model's id, name and version. It is sent again as by ``submit``.
+        """
+        wish = ModelWish(source, name, version, kind, default, local_only, priority, metadata)
+        key = idempotency_key if idempotency_key is not None else calls.new_key()
+        return await self._run(answered(calls.download_model(wish.body(), key=key)))
 
     async def get(self, job_id: JobId) -> Job:
         """The job as it is now."""

@@ -4,7 +4,7 @@ import math
 import re
 import secrets
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, Generic, Literal, TypeVar
 from urllib.parse import quote
@@ -115,6 +115,29 @@ def submit_job(body: dict[str, Any], *, key: str | None = None, wait: int | None
         headers=tuple((name, value) for name, value in headers if value is not None),
         patience=wait or 0,
     )
+
+
+def download_model(body: dict[str, Any], *, key: str) -> Call[Job]:
+    """Create a job that downloads a model, or find the one that the key has made. Raises as ``submit_job`` does."""
+    return replace(submit_job(body, key=key), path="/v1/admin/models")
+
+
+@dataclass(frozen=True)
+class ModelWish:
+    """A model to download. What is None is left to the service, and so is judging the rest."""
+
+    source: str
+    name: str | None = None
+    version: str | None = None
+    kind: str | None = None
+    default: bool | None = None
+    local_only: bool = False
+    priority: str = "normal"
+    metadata: Mapping[str, str] | None = None
+
+    def body(self) -> dict[str, Any]:
+        """As the route takes it."""
+        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,5 @@
-"""The dispatcher: as many slots as the cluster has GPUs and one more, and the loops beside them."""
+"""The dispatcher: as many slots as the cluster has GPUs and one more, some for downloads, the loops beside them."""
 
-import itertools
 import logging
 import os
 import threading
@@ -12,11 +11,12 @@ from dataclasses import dataclass
 from sqlalchemy import Engine
 
 from dreamforge.dispatch.cluster import GpuNode
-from dreamforge.dispatch.flight import Flight, FlightTimes, Kill, Submit
+from dreamforge.dispatch.flight import Flight, FlightTimes, Tasks
 from dreamforge.dispatch.intake import Slot
 from dreamforge.dispatch.loops import Loop
 from dreamforge.dispatch.outbox import Outbox
 from dreamforge.dispatch.rescue import Rescue
+from dreamforge.dispatch.slots import Slots
 from dreamforge.jobs.job import Lane
 from dreamforge.queue import TicketQueue, connect
 from dreamforge.store.claims import ClaimStore
@@ -43,8 +43,19 @@ class DispatcherTimes:
     drain: float
 
 
+@dataclass(frozen=True)
+class Downloads:
+    """Whether there are any here: so many at once."""
+
+    slots: int
+    tasks: Tasks
+
+
 class Dispatcher:
-    """Starts and stops the slots and loops; ``check`` tells whether all of them live."""
+    """Starts and stops the slots and loops; ``check`` tells whether all of them live.
+
+    ``steps`` are those on a GPU.
+    """
 
     def __init__(
         self,
@@ -53,35 +64,35 @@ class Dispatcher:
         node: str,
         engine: Engine,
         redis_url: str,
-        submit: Submit,
-        kill: Kill,
+        steps: Tasks,
         nodes: Callable[[], list[GpuNode]],
         times: DispatcherTimes,
+        downloads: Downloads | None = None,
         rules: RetryRules = RULES,
         new_token: Callable[[], uuid.UUID] = uuid.uuid4,
     ) -> None:
         self._id = id
         self._node = node
         self._redis_url = redis_url
-        self._submit = submit
-        self._kill = kill
         self._nodes = nodes
         self._times = times
         self._new_token = new_token
         self._claims = ClaimStore(engine=engine, rules=rules)
         self._endings = EndingStore(engine=engine, rules=rules)
         self._heartbeats = HeartbeatStore(engine=engine)
-        self._numbers = itertools.count(1)
-        self._slots: list[Slot] = []
+        self._slots = Slots(name="slot", make=lambda name: self._new_slot(name, Lane.GPU, steps))
+        self._downloads = downloads or Downloads(0, steps)
+        self._download_slots = Slots(
+            name="download slot", make=lambda name: self._new_slot(name, Lane.IO, self._downloads.tasks)
+        )
         self._seen_nodes: tuple[float, list[GpuNode]] | None = None
         self._leave_at: float | None = None
         self._changing = threading.Lock()
-        outbox = Outbox(claims=self._claims, queue=TicketQueue(redis=connect(redis_url), lane=Lane.GPU), lane=Lane.GPU)
         lease = times.flight.lease
         rescue = Rescue(store=RescueStore(engine=engine, rules=rules), lease_seconds=lease)
         self._loops = [
             Loop(name="capacity", interval=times.heartbeat, once=self._follow_capacity),
-            Loop(name="outbox", interval=times.outbox, once=outbox.once),
+            *(self._outbox(lane) for lane in Lane if lane is Lane.GPU or self._downloads.slots),
             Loop(name="rescue", interval=lease / _RESCUES_PER_LEASE, once=rescue.once),
         ]
 
@@ -93,7 +104,7 @@ class Dispatcher:
     def check(self) -> None:
         """Raise ``RuntimeError`` when a slot or a loop has died."""
         dead = [loop.name for loop in self._loops if not loop.is_alive]
-        dead += [f"slot {index}" for index, slot in enumerate(self._slots) if not (slot.is_alive or slot.is_ending)]
+        dead += [*self._slots.dead(), *self._download_slots.dead()]
         if dead and self._leave_at is None:
             raise RuntimeError(f"dead: {', '.join(dead)}")
 
@@ -103,10 +114,10 @@ class Dispatcher:
         for loop in self._loops:
             loop.end()
         with self._changing:
-            for slot in self._slots:
-                slot.end()
-        for slot in self._slots:
-            slot.join(self._times.drain + _JOIN_SECONDS)
+            for slots in (self._slots, self._download_slots):
+                slots.end()
+        for slots in (self._slots, self._download_slots):
+            slots.join(self._times.drain + _JOIN_SECONDS)
         for loop in self._loops:
             loop.join(_JOIN_SECONDS)
         log.info("dispatcher stopped", extra={"dispatcher": self._id})
@@ -119,39 +130,34 @@ class Dispatcher:
         self._seen_nodes = (time.monotonic(), nodes)
         with self._changing:
             if self._leave_at is None:
-                self._resize(sum(node.gpus for node in nodes) + SURPLUS_SLOTS)
+                self._slots.resize(sum(node.gpus for node in nodes) + SURPLUS_SLOTS)
+                self._download_slots.resize(self._downloads.slots)
         self._beat(nodes)
 
-    def _known_nodes(self) -> list[GpuNode] | None:
-        """What the loop has seen last: a slot that asks a GCS which is away may wait for ever."""
+    def known_nodes(self) -> list[GpuNode] | None:
+        """What the loop has seen last: a slot that asks a GCS which is away may wait for ever. None for nothing new."""
         if self._seen_nodes is None or time.monotonic() - self._seen_nodes[0] > self._times.heartbeat * _OLD_BEATS:
             return None
         return self._seen_nodes[1]
 
-    def _resize(self, wanted: int) -> None:
-        living = [slot for slot in self._slots if not slot.is_ending]
-        for slot in living[wanted:]:
-            slot.end()
-        for _ in range(wanted - len(living)):
-            slot = self._new_slot()
-            slot.start()
-            self._slots.append(slot)
-        self._slots = [slot for slot in self._slots if slot.is_alive or not slot.is_ending]
+    def _outbox(self, lane: Lane) -> Loop:
+        outbox = Outbox(claims=self._claims, queue=TicketQueue(redis=connect(self._redis_url), lane=lane), lane=lane)
+        return Loop(name=f"outbox {lane}", interval=self._times.outbox, once=outbox.once)
 
-    def _new_slot(self) -> Slot:
+    def _new_slot(self, name: str, lane: Lane, tasks: Tasks) -> Slot:
         flight = Flight(
             claims=self._claims,
             endings=self._endings,
-            submit=self._submit,
-            kill=self._kill,
-            nodes=self._known_nodes,
+            tasks=tasks,
+            # A download needs no GPU: nobody is to say that there is none.
+            nodes=self.known_nodes if lane is Lane.GPU else lambda: None,
             times=self._times.flight,
             must_leave=self._must_leave,
             new_token=self._new_token,
         )
         return Slot(
-            name=f"slot-{next(self._numbers)}",
-            lane=Lane.GPU,
+            name=name,
+            lane=lane,
             redis_url=self._redis_url,
             claims=self._claims,
             flight=flight,
@@ -161,7 +167,8 @@ class Dispatcher:
 
     def _beat(self, nodes: list[GpuNode]) -> None:
         loops = {loop.name: _seconds(loop.seconds_since) for loop in self._loops}
-        info = {"slots": len(self._slots), "pid": os.getpid(), "loops": loops}
+        slots = {"slots": len(self._slots), "download_slots": len(self._download_slots)}
+        info = {**slots, "pid": os.getpid(), "loops": loops}
         self._heartbeats.beat(id=f"dispatcher:{self._id}", kind="dispatcher", node=self._node, info=info)
         for node in nodes:
             self._heartbeats.beat(id=f"node:{node.id}", kind="node", node=node.address, info={"gpus": node.gpus})

@@ -36,6 +36,14 @@ Kill = Callable[[Claim, Whereabouts | None], None]
 
 
 @dataclass(frozen=True)
+class Tasks:
+    """How the steps of one lane become tasks of Ray, and how such a task is ended."""
+
+    submit: Submit
+    kill: Kill
+
+
+@dataclass(frozen=True)
 class FlightTimes:
     """Seconds: of a lease, between its renewals, and what a step waits for a cluster that has a GPU, or its process for
     its first write.
@@ -62,8 +70,7 @@ class Flight:
         *,
         claims: ClaimStore,
         endings: EndingStore,
-        submit: Submit,
-        kill: Kill,
+        tasks: Tasks,
         nodes: Callable[[], Sequence[GpuNode] | None],
         times: FlightTimes,
         must_leave: Callable[[], bool],
@@ -71,8 +78,7 @@ class Flight:
     ) -> None:
         self._claims = claims
         self._endings = endings
-        self._submit = submit
-        self._kill = kill
+        self._tasks = tasks
         self._nodes = nodes
         self._times = times
         self._must_leave = must_leave
@@ -95,7 +101,7 @@ class Flight:
             raise
 
     def _run(self, claim: Claim) -> None:
-        task = self._submit(claim)
+        task = self._tasks.submit(claim)
         try:
             ended = self._watch(task, claim)
         except _Leaving:
@@ -154,7 +160,7 @@ class Flight:
         if not ray.wait([task], timeout=_END_SECONDS)[0]:
             # One that stands still does not hear Ray either.
             log.warning("killing a supervisor that was replaced", extra={"step_id": str(claim.fence.step_id)})
-            self._kill(claim, whereabouts)
+            self._tasks.kill(claim, whereabouts)
 
     def _why_not_begun(self, claim: Claim, *, waited: float, arrived: float | None) -> Failure | None:
         """Why a step that has not begun is to wait no longer, if it is."""

@@ -34,6 +34,7 @@ class EventCode(StrEnum):
     STEP_FAILED = "step.failed"
     STEP_CANCELLED = "step.cancelled"
     MODEL_FETCHING = "model.fetching"
+    MODEL_INSTALLED = "model.installed"
     MODEL_LOADING = "model.loading"
     MODEL_LOADED = "model.loaded"
     ITEM_STARTED = "item.started"
@@ -185,6 +186,33 @@ class StepCancelled(Event):
 
 
 @dataclass(frozen=True)
+class ModelFetching(Event):
+    """Files of a model are on their way to where they are needed: ``bytes_done`` of ``bytes_total``.
+
+    ``origin``: where they come from, `object_store` or the scheme of a source. ``file``: of the last bytes, None for
+    all of them together.
+    """
+
+    code: ClassVar[EventCode] = EventCode.MODEL_FETCHING
+    model: str
+    origin: str
+    bytes_done: int
+    bytes_total: int | None
+    file: str | None = None
+
+
+@dataclass(frozen=True)
+class ModelInstalled(Event):
+    """A model was downloaded and can be used. ``is_new``: the registry did not know it before."""
+
+    code: ClassVar[EventCode] = EventCode.MODEL_INSTALLED
+    model_id: str
+    name: str
+    version: str
+    is_new: bool
+
+
+@dataclass(frozen=True)
 class ModelLoading(Event):
     """The runner loads the model."""
 
@@ -203,11 +231,11 @@ class ModelLoaded(Event):
 
 @dataclass(frozen=True)
 class ItemStarted(Event):
-    """An image is begun, with this seed."""
+    """An image is begun, with this seed; None for what is none, as a model that is downloaded."""
 
     code: ClassVar[EventCode] = EventCode.ITEM_STARTED
     item_index: int
-    seed: int
+    seed: int | None
 
 
 @dataclass(frozen=True)
@@ -234,11 +262,11 @@ class ArtifactCreated(Event):
 
 @dataclass(frozen=True)
 class ItemFinished(Event):
-    """The image is finished; ``timings`` are seconds by stage."""
+    """The image, or what else the item is, is finished; ``timings`` are seconds by stage."""
 
     code: ClassVar[EventCode] = EventCode.ITEM_FINISHED
     item_index: int
-    seed: int
+    seed: int | None
     timings: dict[str, float]
 
 

@@ -7,6 +7,7 @@ class JobType(StrEnum):
     """What a job can be asked to do."""
 
     GENERATE = "generate"
+    MODEL_DOWNLOAD = "model_download"
 
 
 class Priority(StrEnum):

@@ -20,7 +20,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What the supervisor reports last. ``failure`` is None when every item has its artifact."""
+    """What the supervisor reports last. ``failure`` is None when every item is finished."""
 
     failure: Failure | None = None
 

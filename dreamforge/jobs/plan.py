@@ -7,7 +7,7 @@ from dreamforge.jobs.job import JobType, Lane
 
 @dataclass(frozen=True)
 class PlannedStep:
-    """One step of a plan. ``items`` is how many images it makes."""
+    """One step of a plan. ``items`` is how many images it makes; a download is one item, without an image."""
 
     name: str
     position: int
@@ -24,3 +24,5 @@ def plan(job_type: JobType, *, count: int) -> tuple[PlannedStep, ...]:
     match job_type:
         case JobType.GENERATE:
             return (PlannedStep(name="generate", position=0, lane=Lane.GPU, items=count),)
+        case JobType.MODEL_DOWNLOAD:
+            return (PlannedStep(name="download", position=0, lane=Lane.IO, items=1),)

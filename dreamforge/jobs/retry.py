@@ -28,6 +28,7 @@ class Budget(StrEnum):
 
 _BUDGET_OF = {
     "storage_unavailable": Budget.FAILURES,
+    "source_unavailable": Budget.FAILURES,
     "database_unavailable": Budget.FAILURES,
     "runner_stalled": Budget.FAILURES,
     "gpu_error": Budget.FAILURES,

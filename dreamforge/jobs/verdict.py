@@ -37,9 +37,9 @@ class Circumstances:
 def decide(outcome: Outcome | None, circumstances: Circumstances) -> Verdict:
     """What becomes of a step whose attempt has ended.
 
-    Artifacts decide before reports: when every item has its artifact the step has succeeded, whatever its process
-    said last. ``outcome`` is None when the supervisor vanished without a report. While the job is being cancelled no
-    other attempt will come: what was stopped, or might have been tried again, is cancelled; any other failure counts.
+    Items decide before reports: when every one is finished the step has succeeded, whatever its process said last.
+    ``outcome`` is None when the supervisor vanished without a report. While the job is being cancelled no other attempt
+    will come: what was stopped, or might have been tried again, is cancelled; any other failure counts.
     """
     if circumstances.items_missing == 0:
         return Verdict(StepStatus.SUCCEEDED)
@@ -58,5 +58,5 @@ def _failure_of(outcome: Outcome | None, *, items_missing: int) -> Failure:
     if outcome is None:
         return Failure("runner_crashed", "The step's process ended without a report.")
     if outcome.failure is None:
-        return Failure("internal", f"{items_missing} images are missing after the step.")
+        return Failure("internal", f"{items_missing} of the step's items are missing after it.")
     return outcome.failure

@@ -26,12 +26,13 @@ from dreamforge.jobs.events import (
     ItemFinished,
     ItemProgress,
     ItemStarted,
+    ModelInstalled,
     StepDegraded,
     StepStarted,
 )
 from dreamforge.jobs.job import ItemStatus
 from dreamforge.jobs.outcome import Outcome
-from dreamforge.jobs.progress import Stage
+from dreamforge.jobs.progress import DownloadStage, Stage
 from dreamforge.store import events
 from dreamforge.store.engine import database_errors
 from dreamforge.store.fence import Fence, hold
@@ -123,13 +124,13 @@ class AttemptStore:
             connection.execute(self._step_update().values(cancel_seen_at=func.now()))
 
     def load_call(self) -> StepCall:
-        """The step's call, with the items that have no artifact yet."""
+        """The step's call, with the items that are not finished."""
         with database_errors(), self._engine.begin() as connection:
             hold(connection, self._fence)
             return read_call(connection, self._fence.step_id)
 
     def missing_items(self) -> tuple[StepItem, ...]:
-        """The items that have no artifact yet."""
+        """The items that are not finished."""
         with database_errors(), self._engine.begin() as connection:
             hold(connection, self._fence)
             return read_missing_items(connection, self._fence.step_id)
@@ -163,15 +164,15 @@ class AttemptStore:
         """Write an event that changes nothing else."""
         self._write(lambda connection: self._append(connection, event), number)
 
-    def begin_item(self, event: ItemStarted, *, number: int = 0) -> None:
-        """Write the seed an item is drawn with, just before it begins."""
+    def begin_item(self, event: ItemStarted, *, stage: str = Stage.ENCODE_PROMPT, number: int = 0) -> None:
+        """Write the seed an item is drawn with, just before it begins, and its first stage."""
 
         def write(connection: Connection) -> None:
             connection.execute(
                 self._item_update(event.item_index).values(
                     status=ItemStatus.RUNNING,
                     seed=event.seed,
-                    stage=Stage.ENCODE_PROMPT,
+                    stage=stage,
                     started_at=func.coalesce(ItemRow.started_at, func.now()),
                 )
             )
@@ -198,17 +199,21 @@ class AttemptStore:
 
         def write(connection: Connection) -> None:
             connection.execute(insert(ArtifactRow).values(self._artifact_values(new)))
-            connection.execute(
-                self._item_update(new.item_index).values(
-                    status=ItemStatus.SUCCEEDED, progress=1.0, stage=Stage.SAVE, finished_at=func.now()
-                )
-            )
-            # What makes images is not what kills its processes.
-            connection.execute(self._step_update().values(failures=0, crashes=0, rescues=0))
-            connection.execute(_COUNT_ITEM_DONE, {"job_id": self._fence.job_id})
-            connection.execute(_RAISE_JOB_PROGRESS, {"job_id": self._fence.job_id})
+            self._finish_item(connection, new.item_index, stage=Stage.SAVE)
             for event in _finishing(new):
                 self._append(connection, event)
+
+        self._write(write, number)
+
+    def install(self, event: ModelInstalled, finished: ItemFinished, *, number: int = 0) -> None:
+        """Finish an item that is a model: its row, the job's counts and its events, in one transaction."""
+
+        def write(connection: Connection) -> None:
+            last = DownloadStage.REGISTER
+            self._finish_item(connection, finished.item_index, stage=last)
+            done = ItemProgress(item_index=finished.item_index, stage=last, stage_progress=1.0, progress=1.0)
+            for each in (done, event, finished):
+                self._append(connection, each)
 
         self._write(write, number)
 
@@ -219,6 +224,17 @@ class AttemptStore:
             connection.execute(
                 self._step_update().values(outcome_json=outcome.as_json(), metadata_json=_merged(metadata))
             )
+
+    def _finish_item(self, connection: Connection, item_index: int, *, stage: str) -> None:
+        connection.execute(
+            self._item_update(item_index).values(
+                status=ItemStatus.SUCCEEDED, progress=1.0, stage=stage, finished_at=func.now()
+            )
+        )
+        # What finishes items is not what kills its processes.
+        connection.execute(self._step_update().values(failures=0, crashes=0, rescues=0))
+        connection.execute(_COUNT_ITEM_DONE, {"job_id": self._fence.job_id})
+        connection.execute(_RAISE_JOB_PROGRESS, {"job_id": self._fence.job_id})
 
     def _write(self, write: Callable[[Connection], None], number: int) -> None:
         with database_errors(), self._engine.begin() as connection:

@@ -79,7 +79,7 @@ _WITHDRAW = text(
 _AHEAD = text(
     """
     SELECT count(DISTINCT job_id) FROM steps
-    WHERE status = 'queued' OR (status = 'running' AND lease_expires_at > now())
+    WHERE lane = :lane AND (status = 'queued' OR (status = 'running' AND lease_expires_at > now()))
     """
 )
 
@@ -197,10 +197,10 @@ class ClaimStore:
             result = connection.execute(_WITHDRAW, {**fence.values(), "new_token": lease_token})
         return replace(fence, lease_token=lease_token) if result.rowcount == 1 else None
 
-    def jobs_ahead(self) -> int:
-        """How many jobs a new one would wait behind: with a step that is due, or that somebody runs."""
+    def jobs_ahead(self, *, lane: Lane = Lane.GPU) -> int:
+        """How many jobs a new one of this lane would wait behind: with a step that is due, or that somebody runs."""
         with database_errors(), self._engine.connect() as connection:
-            return connection.execute(_AHEAD).scalar_one()
+            return connection.execute(_AHEAD, {"lane": lane}).scalar_one()
 
 
 def _start_job(connection: Connection, fence: Fence) -> None:

@@ -21,7 +21,7 @@ from dreamforge.jobs.events import (
     StepRetrying,
     StepSucceeded,
 )
-from dreamforge.jobs.job import JobStatus, StepStatus, legal_step_predecessors
+from dreamforge.jobs.job import ItemStatus, JobStatus, StepStatus, legal_step_predecessors
 from dreamforge.jobs.outcome import Failure, Outcome
 from dreamforge.jobs.retry import Budget, Retry, RetryPolicy
 from dreamforge.jobs.verdict import Circumstances, Verdict, decide
@@ -29,7 +29,7 @@ from dreamforge.store import events
 from dreamforge.store.cancellations import cancel_job, cancel_latency_ms, cancel_steps
 from dreamforge.store.engine import database_errors
 from dreamforge.store.fence import Fence, hold
-from dreamforge.store.tables import ArtifactRow, ItemRow, JobRow, StepRow
+from dreamforge.store.tables import ItemRow, JobRow, StepRow
 from dreamforge.store.transitions import move_job, queue_step_again
 
 
@@ -95,7 +95,7 @@ def end_attempt(connection: Connection, fence: Fence, *, lost: Failure | None, r
 
 
 def must_end(connection: Connection, fence: Fence) -> bool:
-    """True for a step that another attempt has no use for: an outcome is there, or every image, or a cancel."""
+    """True for a step that another attempt has no use for: an outcome is there, or every item, or a cancel."""
     step = _read(connection, fence)
     return bool(step.outcome_json or step.cancel_requested or not _items_missing(connection, fence.step_id))
 
@@ -120,9 +120,10 @@ def _read(connection: Connection, fence: Fence) -> Row[*tuple[Any, ...]]:
 
 
 def _items_missing(connection: Connection, step_id: uuid.UUID) -> int:
-    items = select(func.count()).select_from(ItemRow).where(ItemRow.step_id == step_id).scalar_subquery()
-    made = select(func.count()).select_from(ArtifactRow).where(ArtifactRow.step_id == step_id).scalar_subquery()
-    return connection.execute(select(items - made)).scalar_one()
+    # Not by artifacts: an item that is an image is finished in the transaction that writes its artifact, and a model
+    # that is downloaded has none.
+    missing = select(func.count()).where(ItemRow.step_id == step_id, ItemRow.status != ItemStatus.SUCCEEDED)
+    return connection.execute(missing).scalar_one()
 
 
 def _queue_again(connection: Connection, fence: Fence, retry: Retry, *, name: str) -> None:

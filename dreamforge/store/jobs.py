@@ -14,8 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 from dreamforge.errors import DatabaseUnavailable, UnknownModel
 from dreamforge.jobs.cancellation import CancelAnswer
 from dreamforge.jobs.events import JobQueued
-from dreamforge.jobs.job import JobStatus, JobType, Priority, StepStatus
-from dreamforge.jobs.plan import PlannedStep
+from dreamforge.jobs.job import JobStatus, JobType, Lane, Priority, StepStatus
+from dreamforge.jobs.plan import PlannedStep, plan
 from dreamforge.store import events
 from dreamforge.store.cancellations import request_cancel
 from dreamforge.store.companions import hold_companions, named_companions
@@ -41,7 +41,7 @@ class NewJob:
     id: uuid.UUID
     type: JobType
     priority: Priority
-    model_id: uuid.UUID
+    model_id: uuid.UUID | None
     count: int
     params: dict[str, Any]
     options: dict[str, Any]
@@ -253,7 +253,7 @@ async def _records(session: AsyncSession, jobs: Sequence[JobRow]) -> Sequence[Jo
     ids = [job.id for job in jobs]
     steps: Sequence[StepRow] = (await session.scalars(steps_of(ids))).all()
     counts = {row.job_id: row for row in await session.execute(item_counts_of(ids))}
-    places = await queue_positions(session, [job.id for job in jobs if job.status == JobStatus.QUEUED])
+    places = await _places(session, [job for job in jobs if job.status == JobStatus.QUEUED])
     etas = await eta_seconds(session, [job.id for job in jobs if job.status == JobStatus.RUNNING])
     return [
         JobRecord(
@@ -266,6 +266,14 @@ async def _records(session: AsyncSession, jobs: Sequence[JobRow]) -> Sequence[Jo
         )
         for job in jobs
     ]
+
+
+async def _places(session: AsyncSession, queued: Sequence[JobRow]) -> dict[uuid.UUID, int]:
+    lanes = {job.id: plan(JobType(job.type), count=job.count)[0].lane for job in queued}
+    places: dict[uuid.UUID, int] = {}
+    for lane in Lane:
+        places |= await queue_positions(session, [id for id, own in lanes.items() if own is lane], lane=lane)
+    return places
 
 
 def _job_values(new: NewJob) -> dict[str, Any]:

@@ -31,9 +31,9 @@ PLACES = text(
 )
 
 
-async def queue_positions(session: AsyncSession, job_ids: Collection[uuid.UUID]) -> dict[uuid.UUID, int]:
-    """The places, from 1, of those of the jobs that wait for a GPU now and are among the first ``FARTHEST``."""
+async def queue_positions(session: AsyncSession, job_ids: Collection[uuid.UUID], *, lane: Lane) -> dict[uuid.UUID, int]:
+    """The places, from 1, of those of the jobs that wait in this lane now and are among its first ``FARTHEST``."""
     if not job_ids:
         return {}
-    values = {"lane": Lane.GPU, "farthest": FARTHEST, "job_ids": list(job_ids)}
+    values = {"lane": lane, "farthest": FARTHEST, "job_ids": list(job_ids)}
     return {row.id: row.place for row in await session.execute(PLACES, values)}

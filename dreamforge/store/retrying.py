@@ -10,6 +10,7 @@ from dreamforge.errors import Conflict
 from dreamforge.jobs.events import JobQueued
 from dreamforge.jobs.job import (
     JobStatus,
+    JobType,
     Lane,
     StepStatus,
     legal_predecessors,
@@ -42,7 +43,7 @@ def retry_job(connection: Connection, job_id: uuid.UUID, *, user_id: str) -> Que
     cancelled, and for one that names a model that was removed.
     """
     job = connection.execute(
-        select(JobRow.status, JobRow.model_id, JobRow.params_json)
+        select(JobRow.status, JobRow.type, JobRow.model_id, JobRow.params_json)
         .where(JobRow.id == job_id, JobRow.user_id == user_id)
         .with_for_update()
     ).one_or_none()
@@ -80,6 +81,9 @@ def retry_job(connection: Connection, job_id: uuid.UUID, *, user_id: str) -> Que
 
 def _removed(connection: Connection, job: Any) -> str | None:
     """A model that the job names and that is not there any more; those that are stay until the transaction is over."""
+    if job.type == JobType.MODEL_DOWNLOAD:
+        # It brings its own.
+        return None
     held = select(ModelRow.installed).where(ModelRow.id == job.model_id).with_for_update(read=True, key_share=True)
     if connection.scalar(held) is not True:
         return "The job's model"

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Self
 
 from dreamforge.errors import DatabaseUnavailable, LeaseLost
-from dreamforge.jobs.events import Event, ItemProgress, ItemStarted, StepDegraded
+from dreamforge.jobs.events import Event, ItemFinished, ItemProgress, ItemStarted, ModelInstalled, StepDegraded
+from dreamforge.jobs.progress import Stage
 from dreamforge.store.attempts import AttemptStore, NewArtifact
 
 log = logging.getLogger(__name__)
@@ -83,9 +84,9 @@ class Journal:
         """Write an event that changes nothing else."""
         self._add(lambda number: self._attempt.record(event, number=number))
 
-    def begin_item(self, event: ItemStarted) -> None:
-        """Write the seed an item is drawn with."""
-        self._add(lambda number: self._attempt.begin_item(event, number=number))
+    def begin_item(self, event: ItemStarted, *, stage: str = Stage.ENCODE_PROMPT) -> None:
+        """Write the seed an item is drawn with, and its first stage."""
+        self._add(lambda number: self._attempt.begin_item(event, stage=stage, number=number))
 
     def record_progress(self, event: ItemProgress) -> None:
         """Raise the item's and the job's progress."""
@@ -98,6 +99,10 @@ class Journal:
     def publish(self, new: NewArtifact) -> None:
         """Finish an item, and return when that is written. Raises as ``check`` does."""
         self._add(lambda number: self._attempt.publish(new, number=number)).result()
+
+    def install(self, event: ModelInstalled, finished: ItemFinished) -> None:
+        """Finish an item that is a model, and return when that is written. Raises as ``check`` does."""
+        self._add(lambda number: self._attempt.install(event, finished, number=number)).result()
 
     def require_lease(self) -> None:
         """Return when all that came before is written and the attempt holds its lease. Raises as ``check`` does."""

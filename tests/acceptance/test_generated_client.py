@@ -76,4 +76,6 @@ def test_a_generated_client_goes_through_every_operation(told: dict[str, Any]) -
         "deleted": 204,
         "gone": "not_found",
         "refused": "invalid_request",
+        "download": ["model_download", "https:", True],
+        "no_source": "invalid_request",
     }

@@ -18,14 +18,14 @@ from generated.api.artifacts import get_artifact, get_artifact_content, head_art
 from generated.api.events import get_job_logs, get_job_progress, stream_job_progress
 from generated.api.health import get_liveness, get_metrics, get_readiness
 from generated.api.jobs import cancel_job, create_job, delete_job, get_job, list_artifacts, list_jobs, retry_job
-from generated.api.models import get_model, list_models
-from generated.models import CreateJob, CreateJobMetadata, CreateJobParams, ErrorEnvelope, JobStatus
+from generated.api.models import download_model, get_model, list_models
+from generated.models import CreateJob, CreateJobMetadata, CreateJobParams, DownloadModel, ErrorEnvelope, JobStatus
 
 
 def main(base_url: str) -> None:
     """Go through every operation."""
     client = Client(base_url=base_url, raise_on_unexpected_status=True, timeout=90)
-    told = {**_health(client), **_models(client), **_job(client), **_refused(client)}
+    told = {**_health(client), **_models(client), **_job(client), **_download(client), **_refused(client)}
     json.dump(told, sys.stdout)
 
 
@@ -70,6 +70,19 @@ def _job(client: Client) -> dict[str, object]:
         "cancelled": cancel_job.sync(job_id, client=client).status,
         "deleted": delete_job.sync_detailed(job_id, client=client).status_code,
         "gone": _code(get_job.sync(job_id, client=client)),
+    }
+
+
+def _download(client: Client) -> dict[str, object]:
+    # Port 9 of loopback is nobody's: it waits, or is tried again, until it is cancelled.
+    job = download_model.sync(
+        client=client, body=DownloadModel(source=f"https://127.0.0.1:9/x.safetensors#sha256={'ab' * 32}")
+    )
+    cancelled = cancel_job.sync(str(job.id), client=client)
+    wrong = download_model.sync(client=client, body=DownloadModel(source="file:/etc/passwd"))
+    return {
+        "download": [job.type_, job.params["source"][:6], cancelled.status in {"cancelled", "cancelling"}],
+        "no_source": _code(wrong),
     }
 
 

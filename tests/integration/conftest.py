@@ -14,15 +14,18 @@ from sqlalchemy import Engine, text
 from dreamforge.api.app import create_app
 from dreamforge.api.state import ApiState
 from dreamforge.api.tail import StreamRules
+from dreamforge.blobs import Blobs
 from dreamforge.embedded.object_store import ObjectStore
 from dreamforge.jobs.frames import PrepareStep
 from dreamforge.queue import connect
 from dreamforge.store.engine import open_engine
 from dreamforge.store.models import NewModel
+from tests.hubs.huggingface import FakeHuggingFace
 from tests.integration.bench import Bench, wait_for_savers
 from tests.integration.dispatching import Dispatching
 from tests.integration.door import api_state
 from tests.integration.factories import Jobs, a_model
+from tests.integration.installing import Place, a_bucket
 from tests.integration.live_api import FAST, LiveApi, MakeApi
 
 if TYPE_CHECKING:
@@ -105,7 +108,10 @@ def api(make_api: MakeApi) -> Iterator[LiveApi]:
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
     """A Ray cluster with two GPUs that are none."""
-    ray.init(num_cpus=1, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    # "local": another of this machine, of other tests, is none of theirs.
+    ray.init(
+        address="local", num_cpus=1, num_gpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False
+    )
     yield
     ray.shutdown()
 
@@ -141,3 +147,13 @@ def plain(call: PrepareStep) -> "Pixels":
     from tests.integration.checkpoints import draw  # noqa: PLC0415 - as above
 
     return draw(call)
+
+
+@pytest.fixture
+def place(engine: Engine, database_url: str, object_store: ObjectStore, tmp_path: Path) -> Iterator[Place]:
+    """A models' folder with nothing in it, and a hub."""
+    assert engine
+    blobs = a_bucket(object_store.settings())
+    Blobs(blobs).ensure_bucket()
+    with FakeHuggingFace() as hub:
+        yield Place(database_url, blobs, hub, tmp_path)

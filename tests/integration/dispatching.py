@@ -13,17 +13,17 @@ from ray import ObjectRef
 from sqlalchemy import Engine, text
 
 from dreamforge.dispatch.cluster import GpuNode
-from dreamforge.dispatch.dispatcher import Dispatcher, DispatcherTimes
-from dreamforge.dispatch.flight import FlightTimes
+from dreamforge.dispatch.dispatcher import Dispatcher, DispatcherTimes, Downloads
+from dreamforge.dispatch.flight import FlightTimes, Tasks
 from dreamforge.errors import DatabaseUnavailable
-from dreamforge.jobs.job import JobStatus
+from dreamforge.jobs.job import JobStatus, JobType
 from dreamforge.jobs.retry import RetryPolicy
 from dreamforge.store.claims import Claim, Whereabouts
 from dreamforge.store.endings import RetryRules
 from dreamforge.store.engine import open_engine
 from dreamforge.store.jobs import JobRecord, NewJob
 from dreamforge.store.models import NewModel
-from tests.integration.factories import Jobs, a_job, a_model
+from tests.integration.factories import Jobs, a_download, a_job, a_model
 from tests.service import wait_for
 
 ONE_GPU = [GpuNode(id="a", address="127.0.0.1", gpus=1)]
@@ -31,7 +31,7 @@ ONE_GPU = [GpuNode(id="a", address="127.0.0.1", gpus=1)]
 
 def _play(behaviour: str, database_url: str, order: dict[str, Any]) -> None:
     """What a supervisor does, as far as the dispatcher can see it. Runs in a Ray worker."""
-    from dreamforge.jobs.events import StepStarted  # noqa: PLC0415 - in the worker
+    from dreamforge.jobs.events import ItemFinished, ModelInstalled, StepStarted  # noqa: PLC0415 - in the worker
     from dreamforge.jobs.outcome import Outcome  # noqa: PLC0415 - in the worker
     from dreamforge.store.attempts import AttemptStore, NewArtifact  # noqa: PLC0415 - in the worker
     from dreamforge.store.fence import Fence  # noqa: PLC0415 - in the worker
@@ -47,6 +47,13 @@ def _play(behaviour: str, database_url: str, order: dict[str, Any]) -> None:
         time.sleep(2)
     attempt.start(StepStarted(step=call.step, attempt=order["attempt"], node="played"), metadata=metadata)
     _misbehave(behaviour)
+    if call.job_type == JobType.MODEL_DOWNLOAD:
+        for item in call.items:
+            attempt.install(
+                ModelInstalled(model_id="1", name="tiny", version="1", is_new=True),
+                ItemFinished(item_index=item.index, seed=None, timings={}),
+            )
+        call = replace(call, items=())
     for item in call.items:
         attempt.publish(
             NewArtifact(
@@ -86,7 +93,13 @@ def _misbehave(behaviour: str) -> None:
         os._exit(7)
     if behaviour == "lose the database":
         raise DatabaseUnavailable
-    seconds = {"hang": 600, "take its time": 9, "begin slowly and take its time": 9, "take long": 16}
+    seconds = {
+        "hang": 600,
+        "take its time": 9,
+        "begin slowly and take its time": 9,
+        "take long": 16,
+        "take a moment": 2,
+    }
     time.sleep(seconds.get(behaviour, 0))
 
 
@@ -124,9 +137,13 @@ class Dispatching:
         renew: float = 60.0,
         start_timeout: float = 60.0,
         lease: float = 30.0,
+        downloads: int = 0,
+        download: str = "well",
         **resources: float,
     ) -> None:
         task = ray.remote(num_gpus=1, num_cpus=0, max_calls=1, max_retries=0, resources=resources)(_play)
+        nowhere: dict[str, float] = {"nowhere": 1} if download == "nowhere" else {}
+        download_task = ray.remote(num_cpus=0, max_calls=1, max_retries=0, resources=nowhere)(_play)
 
         def submit(claim: Claim) -> "ObjectRef[None]":
             if self.refusals:
@@ -135,13 +152,16 @@ class Dispatching:
             self.submitted.append(task.remote(behaviour, self._database_url, vars(claim.fence)))
             return self.submitted[-1]
 
+        def submit_download(claim: Claim) -> "ObjectRef[None]":
+            self.submitted.append(download_task.remote(download, self._database_url, vars(claim.fence)))
+            return self.submitted[-1]
+
         self.dispatcher = Dispatcher(
             id="test",
             node="127.0.0.1",
             engine=self._dispatcher_engine,
             redis_url=self._redis_url,
-            submit=submit,
-            kill=self.kill,
+            steps=Tasks(submit, self.kill),
             nodes=lambda: self.nodes(),
             times=DispatcherTimes(
                 flight=FlightTimes(lease=lease, lease_renew=renew, start_timeout=start_timeout),
@@ -149,6 +169,7 @@ class Dispatching:
                 outbox=outbox,
                 drain=drain,
             ),
+            downloads=Downloads(downloads, Tasks(submit_download, self.kill)),
             rules=RetryRules(policy=RetryPolicy(first_pause=0.05)),
             new_token=lambda: self.new_token(),
         )
@@ -168,6 +189,12 @@ class Dispatching:
     def submit(self, **options: Any) -> NewJob:
         """As the API does when Redis is away: without a ticket."""
         new = replace(a_job(self.model, count=2), options=options)
+        self.jobs.submit(new)
+        return new
+
+    def submit_download(self) -> NewJob:
+        """The same for a model to download."""
+        new = a_download()
         self.jobs.submit(new)
         return new
 

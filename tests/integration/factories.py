@@ -76,6 +76,24 @@ def a_job(model: NewModel, *, count: int = 1, priority: Priority = Priority.NORM
     )
 
 
+def a_download(source: str = "civitai:277058@1920523", **params: Any) -> NewJob:
+    """A job that downloads a model and can be submitted."""
+    steps = plan(JobType.MODEL_DOWNLOAD, count=1)
+    return NewJob(
+        id=uuid7(),
+        type=JobType.MODEL_DOWNLOAD,
+        priority=Priority.NORMAL,
+        model_id=None,
+        count=1,
+        params={"source": source, **params},
+        options={},
+        metadata={},
+        request_id="test",
+        steps=steps,
+        step_ids=tuple(uuid7() for _ in steps),
+    )
+
+
 def claim(engine: Engine, *, lease_seconds: float = 30.0) -> Claim | None:
     """Claim the best due step."""
     return ClaimStore(engine=engine).claim(lane=Lane.GPU, lease_token=uuid.uuid4(), lease_seconds=lease_seconds)
@@ -125,17 +143,18 @@ def finish(engine: Engine, blobs: Blobs, *, count: int, of: int | None = None) -
     return drawn
 
 
-def wait_for_lock(engine: Engine) -> None:
-    """Return once a transaction of this database waits for another's lock."""
+def is_lock_waited_for(engine: Engine) -> bool:
+    """True while a transaction of this database waits for another's lock."""
     waiting = text(
         "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND datname = current_database()"
     )
+    with engine.connect() as connection:
+        return bool(connection.execute(waiting).scalar_one())
 
-    def is_waiting() -> bool:
-        with engine.connect() as connection:
-            return bool(connection.execute(waiting).scalar_one())
 
-    wait_for(is_waiting, what="a wait for a lock")
+def wait_for_lock(engine: Engine) -> None:
+    """Return once a transaction of this database waits for another's lock."""
+    wait_for(lambda: is_lock_waited_for(engine), what="a wait for a lock")
 
 
 def at_once(*acts: Callable[[], object]) -> list[object]:

@@ -76,6 +76,25 @@ def test_each_submit_makes_a_job_and_a_key_of_one_s_own_makes_one(kind: Any, url
     assert _jobs(engine) == 3
 
 
+def test_each_wish_for_a_model_makes_a_job_and_is_left_to_the_service_to_judge(
+    kind: Any, url: str, engine: Engine
+) -> None:
+    with kind(url) as client:
+        job = client.download_model(
+            "civitai:277058@1920523", name="xl", kind="lora", default=False, local_only=True, metadata={"for": "a test"}
+        )
+        assert (job.type, job.status, job.metadata) == ("model_download", "queued", {"for": "a test"})
+        assert (job.params["name"], job.params["kind"], job.params["version"]) == ("xl", "lora", None)
+        assert (job.params["default"], job.params["local_only"]) == (False, True)
+        assert client.get(job.id) == job
+        again = [client.download_model("hf:org/repo", idempotency_key="model-17") for _ in range(2)]
+        assert len({job.id for job in again}) == 1
+        with pytest.raises(ApiError) as caught:
+            client.download_model("file:/etc/passwd")
+        assert caught.value.code == "invalid_request"
+    assert _jobs(engine) == 2
+
+
 def test_an_answer_may_be_held_until_the_end_longer_than_the_client_s_patience(
     kind: Any, url: str, engine: Engine, object_store: ObjectStore
 ) -> None:

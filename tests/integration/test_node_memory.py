@@ -24,6 +24,7 @@ def cluster() -> Iterator[None]:
         pytest.skip(f"it takes {4 * _ROOM >> 30} GiB of free memory to take some of it safely")
     threshold = (memory.total - memory.available + _ROOM) / memory.total
     ray.init(
+        address="local",
         num_cpus=1,
         num_gpus=1,
         include_dashboard=False,

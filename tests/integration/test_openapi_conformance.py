@@ -187,9 +187,12 @@ def _name_what_there_is(case: schemathesis.Case[Any], service: Service, choice: 
 
 
 def _ask_for_what_can_be_done(case: schemathesis.Case[Any], service: Service, choice: Choice) -> None:
-    """Parameters that the model takes; a place that the job has come to."""
+    """Parameters that the model takes; a reference that can be read; a place that the job has come to."""
     if isinstance(case.body, dict):
-        case.body |= {"params": {"prompt": "a lighthouse"}, "model_id": None}
+        is_download = case.path.endswith("/admin/models")
+        case.body |= (
+            {"source": "hf:org/repo"} if is_download else {"params": {"prompt": "a lighthouse"}, "model_id": None}
+        )
     if case.path.endswith("/stream") and choice.place != _AS_DRAWN:
         case.headers.pop("Last-Event-ID", None)
         case.query["after"] = service.last_seq if choice.place == _AT_THE_END else 0

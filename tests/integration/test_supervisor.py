@@ -24,7 +24,7 @@ from dreamforge.store.claims import ClaimStore
 from dreamforge.store.endings import EndingStore
 from dreamforge.worker.lease import LeaseKeeper
 from tests import lora_files
-from tests.integration.bench import Bench, runner_of_this_process, wait_for_savers
+from tests.integration.bench import Bench, files_of, runner_of_this_process, wait_for_savers
 from tests.integration.factories import a_model
 from tests.integration.rogue import rogue
 from tests.service import wait_for
@@ -166,6 +166,10 @@ def test_a_second_attempt_makes_only_what_is_missing_with_the_seeds_that_were_be
             {"job": new.id, "step": new.step_ids[0]},
         )
         connection.execute(
+            text("UPDATE items SET status = 'succeeded' WHERE step_id = :step AND item_index = 1"),
+            {"step": new.step_ids[0]},
+        )
+        connection.execute(
             text("UPDATE items SET seed = 77 WHERE step_id = :step AND item_index = 2"), {"step": new.step_ids[0]}
         )
     assert bench.supervise(claimed).failure is None
@@ -178,7 +182,8 @@ def test_a_model_that_is_not_on_the_node_fails_the_step_with_its_code(bench: Ben
     bench.model = a_model(bench.engine, local_path=str(bench.folder / "gone"))
     _, outcome = bench.run()
     assert outcome.failure is not None
-    assert outcome.failure.code == "model_corrupt"
+    assert outcome.failure.code == "model_not_installed"
+    assert outcome.failure.details == {"model": f"{bench.model.name}@1", "node": "here", "node_id": "ray-here"}
 
 
 def test_a_step_over_its_time_limit_is_ended(bench: Bench) -> None:
@@ -331,8 +336,8 @@ def test_one_that_was_replaced_while_it_stood_still_uploads_nothing(
     monkeypatch.setattr(Blobs, "put", lambda _self, key, _data, **_: uploads.append(key))
     ask = AttemptStore.begin_item
 
-    def replaced_first(self: AttemptStore, event: ItemStarted, *, number: int = 0) -> None:
-        ask(self, event, number=number)
+    def replaced_first(self: AttemptStore, event: ItemStarted, *, stage: str, number: int = 0) -> None:
+        ask(self, event, stage=stage, number=number)
         with bench.engine.begin() as connection:
             connection.execute(text("UPDATE steps SET lease_token = gen_random_uuid()"))
 
@@ -387,7 +392,7 @@ def test_a_lora_that_finds_no_place_in_the_model_ends_the_step_and_is_named(benc
     assert bench.model.local_path
     layers = lora_files.layers_for(Path(bench.model.local_path))
     file = lora_files.write_kohya(layers, tmp_path / "deep.safetensors", rename={"layers_2": "layers_9"})
-    a_model(bench.engine, name="deep", kind="lora", local_path=str(file))
+    a_model(bench.engine, name="deep", kind="lora", local_path=str(file), files=files_of(file))
     _, outcome = bench.run(loras=[{"id": "deep@1", "weight": 1.0}])
     assert outcome.failure is not None
     assert (outcome.failure.code, outcome.failure.details["lora"]) == ("model_incompatible", "deep")

@@ -1,5 +1,7 @@
 """What is handed to Ray, as Ray would see it; nothing of it is started."""
 
+import subprocess
+import sys
 from importlib import import_module
 from types import SimpleNamespace
 from typing import Any
@@ -7,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from deployments import api, dispatcher, step
+from deployments import api, dispatcher, download, step
 from deployments.dispatcher import DispatcherArguments, DispatcherReplica
+from deployments.placement import on_head
 from tests.ray_cluster import ROOT
 
 _CONFIG: dict[str, Any] = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
@@ -54,6 +57,23 @@ def test_a_step_is_a_task_on_one_gpu_whose_process_ends_with_it_and_that_ray_doe
         "max_calls": 1,
         "max_retries": 0,
     }
+
+
+def test_a_download_is_a_task_on_the_head_that_takes_no_gpu_and_whose_process_ends_with_it() -> None:
+    options = download.run_download._default_options  # pyright: ignore[reportAttributeAccessIssue] - as Ray keeps them
+    assert {name: options.get(name) for name in ("num_gpus", "num_cpus", "max_calls", "max_retries", "resources")} == {
+        "num_gpus": None,
+        "num_cpus": 0,
+        "max_calls": 1,
+        "max_retries": 0,
+        "resources": on_head()["resources"],
+    }
+
+
+def test_steps_do_not_load_what_only_downloads_need() -> None:
+    program = "import sys, deployments.step, deployments.dispatcher_replica; print('huggingface_hub' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert told.stdout.strip() == "False"
 
 
 def test_a_dispatcher_that_has_died_in_part_is_not_healthy() -> None:

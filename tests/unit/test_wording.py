@@ -97,6 +97,10 @@ def _api(code: str, message: str = "It is so.", **details: Any) -> ApiError:
             "invalid_request: It is so. params.width must be a multiple of 8.",
         ),
         (
+            _api("invalid_request", errors=[{"path": "source", "message": "Write that source as hf:org/repo."}]),
+            "invalid_request: It is so. source: Write that source as hf:org/repo.",
+        ),
+        (
             _api("invalid_request", errors=[{"path": f"p{n}", "message": "is bad"} for n in range(5)]),
             "invalid_request: It is so. p0 is bad; p1 is bad; p2 is bad; and 2 more.",
         ),
