@@ -271,7 +271,13 @@ def _require_inside(path: str) -> None:
         raise ModelCorrupt(f"{path!r} is no place in a model's folder.", details={"file": path})
 
 
-def _nowhere(model: StepModel, node: Node) -> ModelNotInstalled:
+def _nowhere(model: StepModel, node: Node) -> ModelNotInstalled | ModelCorrupt:
+    if model.local_path is not None and Path(model.local_path).exists():
+        return ModelCorrupt(
+            f"The files of {model.reference} have changed since it was installed, and are not in the object store.",
+            details=_where(model, node),
+            suggestions=[f"See what has changed: dreamforge model verify {model.reference}"],
+        )
     return ModelNotInstalled(
         f"The files of {model.reference} are neither on this node, as they were installed, nor in the object store.",
         details=_where(model, node),
