@@ -120,16 +120,7 @@ class Assembly:
         )
 
     def _fetcher(self) -> ShelfFetcher:
-        workshop = self._workshop
-        return ShelfFetcher(
-            shelf=workshop.shelf,
-            leases=workshop.leases,
-            downloader=workshop.downloader,
-            owner=workshop.owner,
-            check=self._check,
-            on_bytes=self._on_downloaded,
-            on_wait=self._observer.on_wait,
-        )
+        return self._workshop.fetcher(check=self._check, on_bytes=self._on_downloaded, on_wait=self._observer.on_wait)
 
     def _fetched(self, source: ModelSource, fetcher: ShelfFetcher, staged: Path) -> Inspection:
         self._observer.on_phase(Phase.DOWNLOAD)

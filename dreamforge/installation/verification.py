@@ -95,20 +95,10 @@ class Verifier:
         return VerifiedModel(content.reference, files)
 
     def _fetcher(self, on_read: OnRead) -> ShelfFetcher:
-        workshop = self._workshop
-
         def on_bytes(path: str, done: int, total: int | None) -> None:
             on_read(path, done, total or done)
 
-        return ShelfFetcher(
-            shelf=workshop.shelf,
-            leases=workshop.leases,
-            downloader=workshop.downloader,
-            owner=workshop.owner,
-            check=self._check,
-            on_bytes=on_bytes,
-            on_wait=self._on_wait,
-        )
+        return self._workshop.fetcher(check=self._check, on_bytes=on_bytes, on_wait=self._on_wait)
 
     def _is_right(self, path: Path, file: ModelFile) -> bool:
         return self._problem(path, file) is None

@@ -2,11 +2,12 @@
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from dreamforge.blobs import Blobs
 from dreamforge.errors import StorageUnavailable
-from dreamforge.installation.fetcher import Engine
+from dreamforge.installation.fetcher import Engine, OnBytes, OnWait, ShelfFetcher
 from dreamforge.installation.publishing import Publisher
 from dreamforge.models.shelf import Shelf
 from dreamforge.models.sources.registry import Sources
@@ -30,6 +31,18 @@ class Workshop:
     def publisher(self) -> Publisher | None:
         """What sends files to the object store."""
         return None if self.blobs is None else Publisher(blobs=self.blobs)
+
+    def fetcher(self, *, check: Callable[[], None], on_bytes: OnBytes, on_wait: OnWait) -> ShelfFetcher:
+        """What brings single files; see there."""
+        return ShelfFetcher(
+            shelf=self.shelf,
+            leases=self.leases,
+            downloader=self.downloader,
+            owner=self.owner,
+            check=check,
+            on_bytes=on_bytes,
+            on_wait=on_wait,
+        )
 
     def required_publisher(self) -> Publisher:
         """The same. Raises ``StorageUnavailable`` where there is none."""

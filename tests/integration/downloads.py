@@ -1,5 +1,6 @@
 """Downloads from a server of files, with the patience of tests."""
 
+import hashlib
 import random
 import threading
 from collections.abc import Callable
@@ -105,3 +106,10 @@ def ending_after(count: int) -> Callable[[], None]:
                 raise EndedError
 
     return check
+
+
+def is_right(desk: Desk, found: ModelFile) -> bool:
+    """True when the very file is there, and nothing of its way."""
+    data = desk.file.cut(0, desk.file.size)
+    assert found == ModelFile(desk.file.path, len(data), hashlib.sha256(data).hexdigest())
+    return desk.part.read_bytes() == data and not desk.has_state

@@ -4,21 +4,18 @@ import hashlib
 import os
 import random
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from dreamforge.errors import DownloadCorrupt, LeaseLost, SourceUnavailable
-from dreamforge.models.descriptor import ModelFile
-from dreamforge.models.download.downloader import discard, state_of
+from dreamforge.errors import DownloadCorrupt, SourceUnavailable
+from dreamforge.models.download.downloader import state_of
 from dreamforge.models.download.limits import Limits, Retries
 from dreamforge.models.download.transport import Transport
 from tests.hubs.file_server import FileServer
 from tests.hubs.hosting import Fault, HostedFile
-from tests.integration.downloads import PIECE, Desk, EndedError, downloader, ending_after, noise, remote
-from tests.service import wait_for
+from tests.integration.downloads import PIECE, Desk, EndedError, downloader, ending_after, is_right, noise, remote
 
 SIZE = 1_500_001
 
@@ -39,14 +36,8 @@ def desk(file: HostedFile, tmp_path: Path) -> Desk:
     return Desk(file, tmp_path / "file.part")
 
 
-def _is_right(desk: Desk, found: ModelFile) -> bool:
-    data = desk.file.cut(0, desk.file.size)
-    assert found == ModelFile(desk.file.path, len(data), hashlib.sha256(data).hexdigest())
-    return desk.part.read_bytes() == data and not desk.has_state
-
-
 def test_a_file_is_fetched_once_and_told_of(desk: Desk) -> None:
-    assert _is_right(desk, desk.fetch())
+    assert is_right(desk, desk.fetch())
     assert desk.file.bytes_sent == SIZE
     assert desk.told[-1] == (SIZE, SIZE)
     asked = desk.file.requests[0]
@@ -57,7 +48,7 @@ def test_a_file_is_fetched_once_and_told_of(desk: Desk) -> None:
 @pytest.mark.parametrize("connections", [2, 4])
 def test_several_connections_bring_parts_of_one_file(desk: Desk, connections: int) -> None:
     desk.file.fault = Fault(drip=0.002, drip_bytes=16 * 1024)
-    assert _is_right(desk, desk.fetch(downloader(connections=connections)))
+    assert is_right(desk, desk.fetch(downloader(connections=connections)))
     assert desk.file.bytes_sent == SIZE
     assert len(desk.file.requests) > connections
     assert all(asked.status == 206 for asked in desk.file.requests)
@@ -81,12 +72,12 @@ def test_many_files_at_once_share_the_connections(server: FileServer, tmp_path: 
 def test_small_files_are_files_too(server: FileServer, tmp_path: Path, size: int, told: bool) -> None:
     desk = Desk(server.add("small.json", noise(size)), tmp_path / "part")
     known = remote(desk.file, size=size if told else None, sha256=desk.file.sha256 if told else None)
-    assert _is_right(desk, desk.fetch(downloader(connections=2), known))
+    assert is_right(desk, desk.fetch(downloader(connections=2), known))
 
 
 def test_a_blob_of_git_is_verified_by_its_own_hash(desk: Desk) -> None:
     known = remote(desk.file, sha256=None, git_sha1=desk.file.git_sha1)
-    assert _is_right(desk, desk.fetch(file=known))
+    assert is_right(desk, desk.fetch(file=known))
     with pytest.raises(DownloadCorrupt, match="hash"):
         desk.fetch(file=remote(desk.file, sha256=None, git_sha1="0" * 40))
     assert desk.is_clean
@@ -98,7 +89,7 @@ def test_fifty_cuts_at_random_bytes_cost_nothing_twice(desk: Desk, connections: 
     # What an answer of this size can lose.
     most = 25_000
     desk.file.then(*(Fault(cut_after=chance.randrange(most), resets=chance.random() < 0.3) for _ in range(50)))
-    assert _is_right(desk, desk.fetch(downloader(connections=connections, retries=Retries(most=50, first_pause=0.0))))
+    assert is_right(desk, desk.fetch(downloader(connections=connections, retries=Retries(most=50, first_pause=0.0))))
     assert len([asked for asked in desk.file.requests if asked.sent < most]) >= 50
     # A reset takes along what was on its way.
     assert SIZE <= desk.file.bytes_sent <= SIZE + 50 * most // 3
@@ -118,7 +109,7 @@ def test_a_file_is_the_same_though_its_process_stops_again_and_again(desk: Desk,
             stopped += 1
             assert stopped < 200
     assert stopped > 3
-    assert _is_right(desk, found)
+    assert is_right(desk, found)
     # What was stopped had asked for more than it read.
     assert desk.part.stat().st_size == SIZE
 
@@ -128,26 +119,26 @@ def test_what_is_there_is_not_asked_for_again(desk: Desk) -> None:
     with pytest.raises(SourceUnavailable):
         desk.fetch(downloader(retries=Retries(most=1)))
     assert desk.has_state
-    assert _is_right(desk, desk.fetch())
+    assert is_right(desk, desk.fetch())
     assert desk.file.bytes_sent == SIZE
     assert desk.file.requests[-1].headers["If-Range"] == desk.file.etag
 
 
 def test_a_whole_file_that_was_not_renamed_is_not_asked_for(desk: Desk) -> None:
     desk.fetch()
-    assert _is_right(desk, desk.fetch())
+    assert is_right(desk, desk.fetch())
     assert len(desk.file.requests) == 1
 
 
 def test_of_what_has_the_size_alone_nothing_stays(desk: Desk) -> None:
     desk.part.write_bytes(noise(SIZE, seed=99))
-    assert _is_right(desk, desk.fetch())
+    assert is_right(desk, desk.fetch())
 
 
 def test_a_server_that_ignores_ranges_is_read_from_the_beginning(desk: Desk) -> None:
     desk.file.fault = Fault(ignores_range=True)
     desk.file.then(Fault(cut_after=SIZE // 2), Fault(ignores_range=True, cut_after=SIZE // 3))
-    assert _is_right(desk, desk.fetch(downloader(connections=4)))
+    assert is_right(desk, desk.fetch(downloader(connections=4)))
     assert {asked.status for asked in desk.file.requests} == {206, 200}
     assert SIZE in {asked.sent for asked in desk.file.requests}
 
@@ -166,7 +157,7 @@ def test_a_file_that_changed_between_two_processes_is_fetched_anew(desk: Desk, c
         desk.fetch(downloader(retries=Retries(most=1)), remote(desk.file, sha256=None))
     assert desk.has_state
     desk.file.change(noise(SIZE, seed=2))
-    assert _is_right(desk, desk.fetch(downloader(connections=connections), remote(desk.file, sha256=None)))
+    assert is_right(desk, desk.fetch(downloader(connections=connections), remote(desk.file, sha256=None)))
 
 
 def test_a_helper_brings_nothing_of_the_old_file_into_the_new(desk: Desk) -> None:
@@ -183,7 +174,7 @@ def test_a_helper_brings_nothing_of_the_old_file_into_the_new(desk: Desk) -> Non
             desk.file.change(changed)
 
     desk.check = change_once
-    assert _is_right(desk, desk.fetch(downloader(connections=2), known))
+    assert is_right(desk, desk.fetch(downloader(connections=2), known))
 
 
 @pytest.mark.parametrize("size", [SIZE, SIZE // 2, SIZE // 4, SIZE + 1])
@@ -197,7 +188,7 @@ def test_a_file_that_changes_while_it_is_downloaded_is_fetched_anew(desk: Desk, 
             desk.file.change(changed)
 
     desk.check = change_once
-    assert _is_right(desk, desk.fetch(downloader(connections=2), known))
+    assert is_right(desk, desk.fetch(downloader(connections=2), known))
 
 
 def test_a_change_that_no_mark_tells_of_is_found_by_the_hash(desk: Desk) -> None:
@@ -208,13 +199,13 @@ def test_a_change_that_no_mark_tells_of_is_found_by_the_hash(desk: Desk) -> None
     with pytest.raises(SourceUnavailable):
         desk.fetch(downloader(retries=Retries(most=1)), known)
     desk.file.body = wanted
-    assert _is_right(desk, desk.fetch(file=known))
+    assert is_right(desk, desk.fetch(file=known))
 
 
 def test_parts_without_mark_and_hash_are_never_put_together(desk: Desk) -> None:
     desk.file.etag = desk.file.last_modified = None
     desk.file.then(Fault(cut_after=SIZE // 2))
-    assert _is_right(desk, desk.fetch(downloader(connections=3), remote(desk.file, sha256=None)))
+    assert is_right(desk, desk.fetch(downloader(connections=3), remote(desk.file, sha256=None)))
     assert desk.file.requests[-1].sent == SIZE
 
 
@@ -239,7 +230,7 @@ def test_servers_behind_one_name_may_each_have_their_own_mark(desk: Desk) -> Non
         desk.file.etag = f'"{next(marks)}"'
 
     desk.check = other
-    assert _is_right(desk, desk.fetch())
+    assert is_right(desk, desk.fetch())
 
 
 def test_a_wrong_hash_is_said_and_nothing_is_kept(desk: Desk) -> None:
@@ -255,7 +246,7 @@ def test_a_wrong_hash_is_said_and_nothing_is_kept(desk: Desk) -> None:
 def test_a_state_that_makes_no_sense_is_none(desk: Desk, nonsense: bytes) -> None:
     desk.part.write_bytes(b"x" * 1000)
     state_of(desk.part).write_bytes(nonsense)
-    assert _is_right(desk, desk.fetch())
+    assert is_right(desk, desk.fetch())
 
 
 def test_a_state_that_says_more_than_is_there_is_not_believed(desk: Desk) -> None:
@@ -263,7 +254,7 @@ def test_a_state_that_says_more_than_is_there_is_not_believed(desk: Desk) -> Non
     with pytest.raises(SourceUnavailable):
         desk.fetch(downloader(retries=Retries(most=1)))
     os.truncate(desk.part, 1000)
-    assert _is_right(desk, desk.fetch())
+    assert is_right(desk, desk.fetch())
 
 
 def test_what_was_longer_before_is_as_long_as_the_file(desk: Desk) -> None:
@@ -271,7 +262,7 @@ def test_what_was_longer_before_is_as_long_as_the_file(desk: Desk) -> None:
     with pytest.raises(SourceUnavailable):
         desk.fetch(downloader(retries=Retries(most=1)))
     os.truncate(desk.part, 2 * SIZE)
-    assert _is_right(desk, desk.fetch())
+    assert is_right(desk, desk.fetch())
 
 
 def test_a_link_in_the_place_of_the_part_is_not_followed(desk: Desk, tmp_path: Path) -> None:
@@ -283,30 +274,9 @@ def test_a_link_in_the_place_of_the_part_is_not_followed(desk: Desk, tmp_path: P
     assert victim.read_bytes() == b"precious"
 
 
-@pytest.mark.parametrize("fault", [Fault(silent_after=10_000), Fault(holds_answer=True)])
-def test_whoever_is_stopped_stops_at_once(desk: Desk, fault: Fault) -> None:
-    """Though nothing comes, and the connection stays."""
-    desk.file.fault = fault
-    stopping = threading.Event()
-
-    def check() -> None:
-        if stopping.is_set():
-            raise EndedError
-
-    desk.check = check
-    threading.Timer(0.5, stopping.set).start()
-    began = time.monotonic()
-    with pytest.raises(EndedError):
-        desk.fetch(downloader(connections=2))
-    assert time.monotonic() - began < 5
-    desk.file.fault = Fault()
-    desk.check = lambda: None
-    assert _is_right(desk, desk.fetch())
-
-
 def test_silence_is_broken_off_and_the_rest_comes_by_another_connection(desk: Desk) -> None:
     desk.file.then(Fault(silent_after=SIZE // 2))
-    assert _is_right(desk, desk.fetch(downloader(stall_seconds=0.5)))
+    assert is_right(desk, desk.fetch(downloader(stall_seconds=0.5)))
     assert desk.file.bytes_sent == SIZE
 
 
@@ -323,66 +293,7 @@ def test_who_stays_silent_or_only_drips_is_given_up(desk: Desk, fault: Fault) ->
 def test_a_helper_in_trouble_leaves_its_part_to_others(desk: Desk) -> None:
     desk.file.fault = Fault(drip=0.001, drip_bytes=16 * 1024)
     desk.file.then(desk.file.fault, Fault(status=500), Fault(silent_after=10), Fault(status=403))
-    assert _is_right(desk, desk.fetch(downloader(connections=4, stall_seconds=0.5)))
-
-
-def test_after_a_stop_nothing_more_is_written(desk: Desk) -> None:
-    desk.file.fault = Fault(drip=0.001, drip_bytes=16 * 1024)
-    desk.check = ending_after(20)
-    with pytest.raises(EndedError):
-        desk.fetch(downloader(connections=4))
-    before = desk.part.read_bytes(), state_of(desk.part).read_bytes()
-    wait_for(lambda: not [one for one in threading.enumerate() if one.name in {"download", "hashing"}], what="an end")
-    assert before == (desk.part.read_bytes(), state_of(desk.part).read_bytes())
-    discard(desk.part)
-    assert desk.is_clean
-
-
-def test_whoever_has_lost_the_lease_leaves_everything_as_it_is(desk: Desk) -> None:
-    """Another has it, and may be writing there."""
-    desk.file.then(Fault(cut_after=SIZE // 2))
-    with pytest.raises(SourceUnavailable):
-        desk.fetch(downloader(retries=Retries(most=1)))
-    before = state_of(desk.part).read_bytes()
-    desk.file.fault = Fault(drip=0.001, drip_bytes=16 * 1024)
-
-    def check() -> None:
-        if desk.part.stat().st_size > SIZE // 2 + PIECE:
-            raise LeaseLost
-
-    desk.check = check
-    with pytest.raises(LeaseLost):
-        desk.fetch()
-    assert state_of(desk.part).read_bytes() == before
-    desk.check = lambda: None
-    assert _is_right(desk, desk.fetch())
-
-
-@pytest.mark.parametrize("answer", [Fault(ignores_range=True), Fault(status=416), Fault(headers={"ETag": '"other"'})])
-def test_an_answer_that_comes_after_the_lease_is_gone_empties_nothing(
-    desk: Desk, answer: Fault, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Its holder was frozen between question and answer. What it has open is by then a model that others draw with."""
-    desk.file.then(Fault(cut_after=SIZE // 2))
-    with pytest.raises(SourceUnavailable):
-        desk.fetch(downloader(retries=Retries(most=1)))
-    before = desk.part.read_bytes()
-    is_lost = threading.Event()
-
-    def next_fault() -> Fault:
-        is_lost.set()
-        return answer
-
-    def check() -> None:
-        # The thread that looks after it is woken later than the one that has its answer.
-        if is_lost.is_set() and threading.current_thread().name == "download":
-            raise LeaseLost
-
-    monkeypatch.setattr(desk.file, "next_fault", next_fault)
-    desk.check = check
-    with pytest.raises(LeaseLost):
-        desk.fetch()
-    assert (desk.part.read_bytes(), desk.has_state) == (before, True)
+    assert is_right(desk, desk.fetch(downloader(connections=4, stall_seconds=0.5)))
 
 
 @pytest.mark.parametrize("connections", [1, 2])
@@ -396,7 +307,7 @@ def test_an_answer_whose_head_never_ends_is_left(desk: Desk, connections: int) -
     assert raised.value.details["reason"] == "stalled"
     assert desk.has_state
     desk.file.fault = Fault()
-    assert _is_right(desk, desk.fetch())
+    assert is_right(desk, desk.fetch())
 
 
 def test_what_is_there_survives_answers_that_make_no_sense(desk: Desk) -> None:
@@ -405,7 +316,7 @@ def test_what_is_there_survives_answers_that_make_no_sense(desk: Desk) -> None:
         desk.fetch()
     assert desk.has_state
     desk.file.fault = Fault()
-    assert _is_right(desk, desk.fetch())
+    assert is_right(desk, desk.fetch())
     assert desk.file.requests[-1].headers["Range"].startswith(f"bytes={SIZE // 2}-")
 
 
@@ -415,7 +326,7 @@ def test_a_file_without_a_size_ends_where_it_may_end(desk: Desk) -> None:
     with pytest.raises(DownloadCorrupt, match="longer than 1,000,000"):
         desk.fetch(downloader(limits=Limits(spare=0, most=1_000_000, piece=PIECE)), known)
     assert desk.is_clean
-    assert _is_right(desk, desk.fetch(file=known))
+    assert is_right(desk, desk.fetch(file=known))
     desk.file.fault = Fault()
     with pytest.raises(DownloadCorrupt, match="longer than 1,000,000"):
         desk.fetch(downloader(limits=Limits(spare=0, most=1_000_000, piece=PIECE)), remote(desk.file, size=None))
